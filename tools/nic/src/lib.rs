@@ -1,1 +1,3 @@
-//! (in progress)
+//! The emulated NIC (in progress).
+pub mod engine;
+pub mod memory;

@@ -1,0 +1,2 @@
+//! The RDMA engine (in progress).
+pub mod host;

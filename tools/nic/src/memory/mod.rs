@@ -1,0 +1,3 @@
+//! Client memory as the NIC sees it.
+pub mod span;
+pub use span::{Fault, Span};
