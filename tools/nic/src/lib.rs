@@ -1,3 +1,4 @@
 //! The emulated NIC (in progress).
 pub mod engine;
 pub mod memory;
+pub mod server;
