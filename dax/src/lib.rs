@@ -1,1 +1,37 @@
-//! (in progress)
+//! Files as memory: where the bytes of a memory region come from, and what is known of them.
+//!
+//! A [`Source`] says what a region is made of (`anon`, `memfd`, `hugetlb`, or a file and a range
+//! of it); [`Memory::open`] maps it, shared and writable, and gives back the range: its address,
+//! its length, its page size, what [`Kind`] of memory it turned out to be, and the descriptor and
+//! offset behind it, so that a device in another process can map the same bytes.
+//!
+//! A device, another process or a file's other users may write these bytes at any time, so they
+//! are never a Rust reference: access is by copies ([`Memory::read_at`], [`Memory::write_at`]),
+//! by atomics, or through a `vm_memory::VolatileSlice`.
+//!
+//! ```
+//! use holdfast_dax::{Memory, Populate, Source};
+//!
+//! let source: Source = "memfd".parse()?;
+//! let memory = Memory::open(&source, 64 * 1024, Populate::Yes)?;
+//! memory.write_at(4096, b"held fast")?;
+//! let mut back = [0; 9];
+//! memory.read_at(4096, &mut back)?;
+//! assert_eq!(&back, b"held fast");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! This crate knows files and memory; it knows neither devices nor the IOMMU.
+
+mod error;
+mod hugetlb;
+mod map;
+mod memory;
+mod open;
+mod size;
+mod source;
+
+pub use error::{Error, Result};
+pub use memory::{Kind, Memory, Populate};
+pub use size::{SizeError, parse_size};
+pub use source::{Source, SourceError};

@@ -8,6 +8,7 @@
 pub mod device;
 pub mod error;
 pub mod mapped;
+pub mod user;
 
 pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};
 pub use error::{Error, Result};

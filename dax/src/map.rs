@@ -1,0 +1,94 @@
+//! The raw mapping under a [`crate::Memory`]: mmap, madvise and munmap, and nothing else.
+#![allow(unsafe_code)]
+
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use nix::errno::Errno;
+use nix::sys::mman::{self, MapFlags, ProtFlags};
+use vm_memory::VolatileSlice;
+
+/// A shared (or, without a descriptor, private anonymous) writable mapping; unmapped on drop.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping stays in place until drop and is only touched through volatile copies and
+// atomics (`slice`), which threads may do at the same time.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `fd` at `offset`, or anonymous memory.
+    pub fn new(fd: Option<(BorrowedFd<'_>, u64)>, len: NonZeroUsize) -> Result<Self, Errno> {
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object.
+        let base = unsafe {
+            match fd {
+                Some((fd, offset)) => {
+                    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+                    mman::mmap(None, len, prot, MapFlags::MAP_SHARED, fd, offset)
+                }
+                None => mman::mmap_anonymous(None, len, prot, MapFlags::MAP_PRIVATE),
+            }
+        }?;
+        Ok(Self { base: base.cast(), len: len.get() })
+    }
+
+    /// Start of the mapping.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Bytes mapped.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The whole mapping, for volatile access.
+    pub fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: the mapping is valid for `len` bytes while `self` lives, and nobody makes a
+        // Rust reference to it.
+        unsafe { VolatileSlice::new(self.base.as_ptr(), self.len) }
+    }
+
+    /// The 8-byte word at `offset`, if it is aligned and inside.
+    pub fn word(&self, offset: usize) -> Option<&AtomicU64> {
+        let inside = offset.checked_add(8).is_some_and(|end| end <= self.len);
+        if !inside || !offset.is_multiple_of(8) {
+            return None;
+        }
+        // SAFETY: inside the mapping and aligned (checked; the base is page aligned), alive as
+        // long as self; shared writes are what atomics allow.
+        Some(unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) })
+    }
+
+    /// Faults every page in for writing (`MADV_POPULATE_WRITE`): blocks are allocated and page
+    /// tables filled, without a signal when that fails.
+    pub fn populate(&self) -> Result<(), Errno> {
+        loop {
+            // SAFETY: the range is ours; populating changes no content.
+            let ret = unsafe {
+                libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE)
+            };
+            match Errno::result(ret) {
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` with this length; borrows of it cannot outlive self.
+        if let Err(errno) = unsafe { mman::munmap(self.base.cast(), self.len) } {
+            tracing::error!(%errno, "region memory could not be unmapped");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Memory with a file descriptor, so that every kind of domain can map it.
+//!
+//! It is a sealed memfd: its size can never change, so nobody who maps it can meet SIGBUS. The
+//! kernel backs it with 2 MiB pages when some are reserved (MFD_HUGETLB) and with ordinary pages
+//! otherwise. Devices write it behind Rust's back: it is reached by raw pointer only.
+#![allow(unsafe_code)]
+
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::{Backing, Error, Piece, Result};
+
+const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// A memfd and its mapping here, zeroed when made, in place until drop.
+#[derive(Debug)]
+pub struct SharedMemory {
+    base: NonNull<u8>,
+    len: usize,
+    fd: OwnedFd,
+    huge: bool,
+}
+
+// SAFETY: the mapping stays in place until drop and is only reached through raw pointers, whose
+// users answer for their own accesses.
+unsafe impl Send for SharedMemory {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMemory {}
+
+impl SharedMemory {
+    /// At least `len` bytes. From 2 MiB on, 2 MiB pages are tried first (`len` is then rounded up
+    /// to whole ones). All pages are allocated here, not on first touch; blocks for as long as
+    /// that takes.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] with the step that failed; ENOMEM when memory ran out.
+    pub fn new(len: u64) -> Result<Self> {
+        if len >= HUGE_PAGE
+            && let Ok(memory) = Self::with_pages(len, true)
+        {
+            return Ok(memory);
+        }
+        Self::with_pages(len, false)
+    }
+
+    fn with_pages(len: u64, huge: bool) -> Result<Self> {
+        let fail = |step| move |errno| Error::Memory { step, len, errno };
+        let page = if huge { HUGE_PAGE } else { PAGE };
+        let too_long = || Error::Memory { step: "size", len, errno: Errno::EINVAL };
+        let bytes = len.max(1).checked_next_multiple_of(page).ok_or_else(too_long)?;
+        let size = libc::off_t::try_from(bytes).map_err(|_| too_long())?;
+        let length =
+            usize::try_from(bytes).ok().and_then(NonZeroUsize::new).ok_or_else(too_long)?;
+
+        let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        if huge {
+            flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        }
+        let fd = memfd_create(c"holdfast", flags).map_err(fail("create"))?;
+        nix::unistd::ftruncate(&fd, size).map_err(fail("size"))?;
+        // Allocating here turns a lack of huge pages into an error rather than a SIGBUS later.
+        nix::fcntl::fallocate(&fd, nix::fcntl::FallocateFlags::empty(), 0, size)
+            .map_err(fail("allocate"))?;
+        let seals =
+            SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(fail("seal"))?;
+
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let map_flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object; it
+        // is unmapped only by drop.
+        let base =
+            unsafe { mmap(None, length, prot, map_flags, &fd, 0) }.map_err(fail("map"))?;
+        Ok(Self { base: base.cast(), len: length.get(), fd, huge })
+    }
+
+    /// Bytes: whole pages.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Whether it consists of 2 MiB pages.
+    pub fn is_huge(&self) -> bool {
+        self.huge
+    }
+
+    /// Start of the memory; page aligned, valid for reads and writes of [`SharedMemory::len`]
+    /// bytes until drop.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// All of it, to put behind addresses.
+    pub fn piece(&self) -> Piece<'_> {
+        Piece { backing: self.backing(), len: self.len() }
+    }
+
+    /// Its start, to put behind addresses.
+    pub fn backing(&self) -> Backing<'_> {
+        // SAFETY: no Rust reference into the memory is ever made. A domain keeps the pages alive
+        // by itself (a pin, or the server's own mapping of the file) should `self` go first.
+        unsafe { Backing::memory(self.base.as_ptr().addr(), Some((self.fd.as_fd(), 0))) }
+    }
+
+    /// Fills everything with zeroes.
+    pub fn zero(&self) {
+        // SAFETY: the whole mapping is writable memory and no reference to it exists.
+        unsafe { std::ptr::write_bytes(self.base.as_ptr(), 0, self.len) }
+    }
+
+    /// Copies bytes out. A device may be writing them: the copy can be torn.
+    ///
+    /// # Panics
+    /// When it would be out of bounds.
+    pub fn read(&self, offset: usize, buf: &mut [u8]) {
+        self.check(offset, buf.len());
+        // SAFETY: in bounds (checked); the target is a Rust slice, so the two cannot overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.base.as_ptr().add(offset),
+                buf.as_mut_ptr(),
+                buf.len(),
+            );
+        }
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Panics
+    /// When it would be out of bounds.
+    pub fn write(&self, offset: usize, data: &[u8]) {
+        self.check(offset, data.len());
+        // SAFETY: in bounds (checked); the source is a Rust slice, so the two cannot overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                data.as_ptr(),
+                self.base.as_ptr().add(offset),
+                data.len(),
+            );
+        }
+    }
+
+    fn check(&self, offset: usize, len: usize) {
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "{len} bytes at {offset:#x} are outside {:#x} bytes of shared memory",
+            self.len
+        );
+    }
+}
+
+impl AsFd for SharedMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` with this length, and no reference to it exists.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
+            tracing::error!(%errno, "shared memory could not be unmapped");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! A domain and its books: which addresses are free, and what stands behind the others.
+//!
+//! Memory is mapped in chunks. A chunk is one call to the domain, the unit in which memory can be
+//! taken away again: type1 refuses to unmap half a mapping, and forms large IOMMU pages only
+//! inside one. Small chunks cost mappings, of which there is a limit.
+//!
+//! Every method may be called from any thread and may block in the domain. One lock guards the
+//! books and is held over each call to the domain, but [`AddressSpace::map`] gives it up between
+//! chunks, so a retarget never waits for more than one chunk's pinning.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::interval::{IntervalMap, NotTiled};
+use crate::iova::{IovaAllocator, MSI_WINDOW};
+use crate::scrap::Use;
+use crate::{Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory};
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+/// A DMA address space with its owner.
+pub struct AddressSpace {
+    pub(crate) domain: Arc<dyn Domain>,
+    pub(crate) limits: Limits,
+    pub(crate) page: u64,
+    // The usable ranges less the reserved ones, as they were at the start.
+    usable: IovaAllocator,
+    id: u64,
+    state: Mutex<State>,
+}
+
+/// The books.
+pub(crate) struct State {
+    free: IovaAllocator,
+    pub(crate) chunks: IntervalMap<Chunk>,
+    /// Mappings that exist in the domain.
+    pub(crate) mappings: u64,
+}
+
+/// The unit of mapping.
+pub(crate) struct Chunk {
+    pub(crate) prot: Prot,
+    pub(crate) on: On,
+}
+
+/// What a chunk stands on.
+pub(crate) enum On {
+    Memory,
+    Scrap(Use),
+    Nothing,
+}
+
+/// What stands behind a chunk, for whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// The memory it was mapped with or restored to.
+    Memory,
+    /// Scrap.
+    Scrap,
+    /// Nothing: accesses fail.
+    Nothing,
+}
+
+/// A chunk and what stands behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// Its addresses.
+    pub range: IovaRange,
+    /// What stands behind them.
+    pub behind: Behind,
+}
+
+impl Chunk {
+    /// How many bytes one mapping of the domain takes of a chunk of `len` bytes.
+    fn step(&self, len: u64) -> u64 {
+        match &self.on {
+            On::Scrap(scrap) => len.min(scrap.memory().len()),
+            On::Memory | On::Nothing => len,
+        }
+    }
+
+    /// How many mappings of the domain a chunk of `len` bytes takes.
+    pub(crate) fn mappings(&self, len: u64) -> u64 {
+        match self.on {
+            On::Nothing => 0,
+            On::Memory | On::Scrap(_) => len.div_ceil(self.step(len)),
+        }
+    }
+}
+
+impl AddressSpace {
+    /// Takes over a domain in which nothing is mapped yet. The MSI window of x86 is reserved, and
+    /// page 0.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] when no usable address is left.
+    pub fn new(domain: Arc<dyn Domain>) -> Result<Arc<Self>> {
+        Self::with_reserved(domain, &[])
+    }
+
+    /// [`AddressSpace::new`] with more ranges reserved.
+    pub fn with_reserved(domain: Arc<dyn Domain>, reserved: &[IovaRange]) -> Result<Arc<Self>> {
+        let limits = domain.limits()?;
+        let page =
+            limits.page().ok_or_else(|| Error::NoSpace("it names no page size".to_owned()))?;
+        let mut reserved = reserved.to_vec();
+        reserved.extend(IovaRange::new(MSI_WINDOW.0, MSI_WINDOW.1));
+        let usable = IovaAllocator::new(&limits.ranges, &reserved, page);
+        if usable.free_bytes().0 == 0 {
+            return Err(Error::NoSpace(format!(
+                "nothing is left of {:?} without the reserved {reserved:?}",
+                limits.ranges
+            )));
+        }
+        let state =
+            State { free: usable.clone(), chunks: IntervalMap::new(), mappings: 0 };
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Self { domain, limits, page, usable, id, state: Mutex::new(state) }))
+    }
+
+    /// What the domain can do.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The unit of mapping, in bytes.
+    pub fn page_size(&self) -> u64 {
+        self.page
+    }
+
+    /// Whether a retarget leaves no instant in which an access fails.
+    pub fn replaces_without_window(&self) -> bool {
+        self.domain.replaces_without_window()
+    }
+
+    /// Zeroed scrap memory of this address space, at least `len` bytes: best as long as the
+    /// chunks that may have to be retargeted. Its pages are allocated here.
+    pub fn scrap(&self, len: u64) -> Result<Scrap> {
+        Ok(Scrap::new(SharedMemory::new(len.max(self.page))?, self.id))
+    }
+
+    /// Puts memory behind addresses of this crate's choice. See [`AddressSpace::map_pieces`].
+    pub fn map(
+        self: &Arc<Self>,
+        piece: Piece<'_>,
+        prot: Prot,
+        granule: Option<u64>,
+    ) -> Result<Mapping> {
+        self.map_pieces(&[piece], prot, granule)
+    }
+
+    /// Puts pieces of memory, end to end, behind one range of addresses of this crate's choice.
+    /// Each piece is cut into chunks of at most `granule` bytes (by default it is one chunk), which
+    /// can be revoked on their own. From 2 MiB and from 1 GiB on, the addresses are aligned to as
+    /// much, where there is room.
+    ///
+    /// # Errors
+    /// On any error, nothing is mapped ([`Error::MapUndo`] is the exception, and says so).
+    /// [`Error::IovaExhausted`], [`Error::MappingLimit`], [`Error::Unaligned`], and whatever the
+    /// domain says.
+    pub fn map_pieces(
+        self: &Arc<Self>,
+        pieces: &[Piece<'_>],
+        prot: Prot,
+        granule: Option<u64>,
+    ) -> Result<Mapping> {
+        let len = self.check_pieces(pieces, granule)?;
+        let range = {
+            let mut state = self.lock();
+            let wanted = IovaAllocator::alignment_for(len, self.page);
+            let aligns = [wanted, wanted.min(2 << 20).max(self.page), self.page];
+            let found = aligns.into_iter().find_map(|align| state.free.allocate(len, align));
+            found.ok_or_else(|| {
+                let (free, largest) = state.free.free_bytes();
+                Error::IovaExhausted { len, align: self.page, free, largest }
+            })?
+        };
+        self.fill(range, pieces, prot, granule)
+    }
+
+    /// [`AddressSpace::map_pieces`] at addresses of the caller's choice.
+    ///
+    /// # Errors
+    /// [`Error::Reserved`] when the domain cannot use them, [`Error::Overlap`] when they are taken.
+    pub fn map_at(
+        self: &Arc<Self>,
+        start: u64,
+        pieces: &[Piece<'_>],
+        prot: Prot,
+        granule: Option<u64>,
+    ) -> Result<Mapping> {
+        let len = self.check_pieces(pieces, granule)?;
+        self.check_aligned("address", start)?;
+        let range = IovaRange::new(start, len)
+            .ok_or_else(|| Error::usage("the addresses wrap around the end of the space"))?;
+        if !self.usable.is_free(range) {
+            return Err(Error::Reserved { range, usable: self.usable.free_ranges().collect() });
+        }
+        {
+            let mut state = self.lock();
+            if !state.free.allocate_at(range) {
+                let existing = state.chunks.overlapping(range).next();
+                let existing = existing.map_or(range, |(found, _)| found);
+                return Err(Error::Overlap { range, existing });
+            }
+        }
+        self.fill(range, pieces, prot, granule)
+    }
+
+    /// Takes everything away from behind `range`, which must be made up of whole chunks, and
+    /// frees the addresses. When it returns, no DMA reaches the memory.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`], [`Error::Bisects`] (nothing was done), or what the domain says: then
+    /// chunks whose unmap failed stay in the books, their addresses stay taken, and the call may
+    /// be repeated for what [`AddressSpace::chunks`] still shows.
+    pub fn unmap(&self, range: IovaRange) -> Result<()> {
+        let mut state = self.lock();
+        let tiles = state.tiles(range)?;
+        self.unmap_tiles(&mut state, &tiles)
+    }
+
+    /// The chunks that share an address with `range`, in order.
+    pub fn chunks(&self, range: IovaRange) -> Vec<ChunkInfo> {
+        let state = self.lock();
+        let info = |(range, chunk): (IovaRange, &Chunk)| ChunkInfo {
+            range,
+            behind: match chunk.on {
+                On::Memory => Behind::Memory,
+                On::Scrap(_) => Behind::Scrap,
+                On::Nothing => Behind::Nothing,
+            },
+        };
+        state.chunks.overlapping(range).map(info).collect()
+    }
+
+    /// How many mappings exist in the domain.
+    pub fn mappings(&self) -> u64 {
+        self.lock().mappings
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // The books are only changed after the domain has answered, a step at a time, so a panic
+        // elsewhere leaves them true.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn check_scrap(&self, scrap: &Scrap) -> Result<()> {
+        if scrap.space == self.id { Ok(()) } else { Err(Error::ForeignScrap) }
+    }
+
+    pub(crate) fn check_aligned(&self, what: &'static str, value: u64) -> Result<()> {
+        if value.is_multiple_of(self.page) {
+            Ok(())
+        } else {
+            Err(Error::Unaligned { what, value, page: self.page })
+        }
+    }
+
+    /// Checks alignments and gives the sum of the lengths.
+    pub(crate) fn check_pieces(&self, pieces: &[Piece<'_>], granule: Option<u64>) -> Result<u64> {
+        let mut sum = 0u64;
+        for piece in pieces {
+            self.check_aligned("length", piece.len)?;
+            if let Some(va) = piece.backing.va() {
+                self.check_aligned("virtual address", va as u64)?;
+            }
+            if let Some((_, offset)) = piece.backing.fd() {
+                self.check_aligned("file offset", offset)?;
+            }
+            if piece.len == 0 {
+                return Err(Error::usage("a piece of no bytes cannot be mapped"));
+            }
+            piece.backing.advance(piece.len)?;
+            sum = sum
+                .checked_add(piece.len)
+                .ok_or_else(|| Error::usage("more memory than an address space holds"))?;
+        }
+        if sum == 0 {
+            return Err(Error::usage("no memory to map was given"));
+        }
+        match granule {
+            Some(0) => Err(Error::usage("a granule of no bytes was asked for")),
+            Some(granule) => self.check_aligned("granule", granule).map(|()| sum),
+            None => Ok(sum),
+        }
+    }
+
+    /// Maps `pieces` into `range`, which was taken from the free addresses, chunk by chunk.
+    fn fill(
+        self: &Arc<Self>,
+        range: IovaRange,
+        pieces: &[Piece<'_>],
+        prot: Prot,
+        granule: Option<u64>,
+    ) -> Result<Mapping> {
+        let mut at = range.start();
+        for piece in pieces {
+            let whole = IovaRange::new(at, piece.len)
+                .ok_or_else(|| Error::usage("the addresses wrap around the end of the space"))?;
+            for chunk in whole.steps(granule.unwrap_or(piece.len)) {
+                if let Err(error) = self.map_chunk(chunk, whole, piece, prot) {
+                    return Err(self.undo(range, chunk.start(), error));
+                }
+            }
+            at = whole.end();
+        }
+        Ok(Mapping::new(Arc::clone(self), range))
+    }
+
+    fn map_chunk(
+        &self,
+        range: IovaRange,
+        whole: IovaRange,
+        piece: &Piece<'_>,
+        prot: Prot,
+    ) -> Result<()> {
+        let backing = piece.backing.advance(range.start() - whole.start())?;
+        let mut state = self.lock();
+        state.check_room(&self.limits, 1)?;
+        self.domain.map(range, &backing, prot)?;
+        state.mappings += 1;
+        state
+            .chunks
+            .insert(range, Chunk { prot, on: On::Memory })
+            .map_err(|existing| Error::Overlap { range, existing })
+    }
+
+    /// Takes back what [`AddressSpace::fill`] mapped of `range` before it failed at `failed`.
+    fn undo(&self, range: IovaRange, failed: u64, error: Error) -> Error {
+        let mut state = self.lock();
+        if let Some(done) = IovaRange::between(range.start(), failed) {
+            let undone =
+                state.tiles(done).and_then(|tiles| self.unmap_tiles(&mut state, &tiles));
+            if let Err(undo) = undone {
+                tracing::error!(range = %done, error = %undo, "a failed DMA mapping stays behind");
+                let rest = IovaRange::between(failed, range.end());
+                rest.map(|rest| state.free.release(rest));
+                return Error::MapUndo { range: done, undo: Box::new(undo), source: Box::new(error) };
+            }
+        }
+        let rest = IovaRange::between(failed, range.end());
+        rest.map(|rest| state.free.release(rest));
+        error
+    }
+
+    /// Unmaps whole chunks, runs of them at once where the domain can, and frees their addresses.
+    fn unmap_tiles(&self, state: &mut State, tiles: &[IovaRange]) -> Result<()> {
+        let mapped = |state: &State, tile: IovaRange| {
+            let chunk = state.chunks.get(tile.start());
+            chunk.is_some_and(|(_, chunk)| !matches!(chunk.on, On::Nothing))
+        };
+        let runs = tiles.chunk_by(|a, b| {
+            self.limits.unmap_spans && mapped(state, *a) && mapped(state, *b)
+        });
+        let runs: Vec<&[IovaRange]> = runs.collect();
+        for run in runs {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let Some(range) = IovaRange::between(first.start(), last.end()) else { continue };
+            if let [tile] = run {
+                self.unmap_chunk(state, *tile)?;
+            } else {
+                self.domain.unmap_exact(range)?;
+            }
+            for tile in run {
+                if let Some(chunk) = state.chunks.remove(*tile) {
+                    state.mappings -= chunk.mappings(tile.len());
+                }
+                state.free.release(*tile);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything away from behind one chunk in the domain, not in the books.
+    pub(crate) fn unmap_chunk(&self, state: &State, tile: IovaRange) -> Result<()> {
+        let Some((_, chunk)) = state.chunks.get(tile.start()) else { return Ok(()) };
+        match chunk.on {
+            On::Nothing => Ok(()),
+            _ if self.limits.unmap_spans => self.domain.unmap_exact(tile),
+            _ => tile.steps(chunk.step(tile.len())).try_for_each(|s| self.domain.unmap_exact(s)),
+        }
+    }
+}
+
+impl State {
+    /// The chunks that make up `range`.
+    pub(crate) fn tiles(&self, range: IovaRange) -> Result<Vec<IovaRange>> {
+        self.chunks.tiles(range).map_err(|why| match why {
+            NotTiled::Gap(at) => Error::NotMapped { range, at },
+            NotTiled::Bisects(mapping) => Error::Bisects { range, mapping },
+        })
+    }
+
+    /// Whether the domain has room for `more` mappings.
+    pub(crate) fn check_room(&self, limits: &Limits, more: u64) -> Result<()> {
+        match limits.max_mappings {
+            Some(limit) if self.mappings.saturating_add(more) > limit => {
+                Err(Error::MappingLimit { limit })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("AddressSpace")
+            .field("page", &self.page)
+            .field("chunks", &state.chunks.len())
+            .field("mappings", &state.mappings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,7 @@
+//! The `holdfast` command; everything is in [`command`].
+
+mod command;
+
+fn main() -> std::process::ExitCode {
+    command::run()
+}

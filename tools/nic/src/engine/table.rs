@@ -1,0 +1,89 @@
+//! Objects by handle: a slab whose freed handles are reused last, each time with a new generation.
+//!
+//! A handle is an index, found without hashing. The generation (1 to 255) is for names that leave
+//! the NIC, memory keys and queue pair numbers, so that a stale one is refused; it wraps after 255
+//! reuses of one index.
+
+use std::collections::VecDeque;
+
+use super::error::Error;
+
+/// Most objects of one kind: handles are 16 bits wide.
+const MAX_HANDLES: u32 = 1 << 16;
+
+struct Slot<T> {
+    generation: u8,
+    value: Option<T>,
+}
+
+/// A table of at most `limit` objects.
+pub(crate) struct Table<T> {
+    what: &'static str,
+    limit: u32,
+    slots: Vec<Slot<T>>,
+    free: VecDeque<u32>,
+}
+
+impl<T> Table<T> {
+    pub(crate) fn new(what: &'static str, limit: u32) -> Self {
+        Self { what, limit: limit.min(MAX_HANDLES), slots: Vec::new(), free: VecDeque::new() }
+    }
+
+    /// Puts in what `make` makes of its index and generation, and gives the index.
+    pub(crate) fn insert(&mut self, make: impl FnOnce(u32, u8) -> T) -> Result<u32, Error> {
+        let index = if (self.slots.len() as u32) < self.limit {
+            self.slots.push(Slot { generation: 1, value: None });
+            self.slots.len() as u32 - 1
+        } else {
+            self.free
+                .pop_front()
+                .ok_or(Error::Exhausted { what: self.what, limit: self.limit })?
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.value = Some(make(index, slot.generation));
+        Ok(index)
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, index: u32) -> Option<&T> {
+        self.slots.get(index as usize)?.value.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.slots.get_mut(index as usize)?.value.as_mut()
+    }
+
+    /// As `get_mut`, with the refusal a command gives.
+    pub(crate) fn find(&mut self, handle: u32) -> Result<&mut T, Error> {
+        let what = self.what;
+        self.get_mut(handle).ok_or(Error::NoSuch { what, handle })
+    }
+
+    pub(crate) fn remove(&mut self, handle: u32) -> Result<T, Error> {
+        let gone = self.slots.get_mut(handle as usize).and_then(|slot| {
+            slot.generation = if slot.generation == u8::MAX { 1 } else { slot.generation + 1 };
+            slot.value.take()
+        });
+        let gone = gone.ok_or(Error::NoSuch { what: self.what, handle })?;
+        self.free.push_back(handle);
+        Ok(gone)
+    }
+
+    /// Drops everything; generations live on.
+    pub(crate) fn clear(&mut self) {
+        for index in 0..self.slots.len() as u32 {
+            let _ = self.remove(index);
+        }
+    }
+
+    /// Every handle in use.
+    pub(crate) fn handles(&self) -> impl Iterator<Item = u32> {
+        self.slots.iter().enumerate().filter(|(_, s)| s.value.is_some()).map(|(i, _)| i as u32)
+    }
+
+    /// One past the highest index ever used.
+    pub(crate) fn high_water(&self) -> u32 {
+        self.slots.len() as u32
+    }
+}

@@ -1,0 +1,212 @@
+//! Surviving a client that truncates a file while the NIC copies to or from it.
+//!
+//! Touching a mapped page beyond the end of its file raises SIGBUS. The handler here recognises
+//! addresses inside the NIC's backings, puts an anonymous page in the place of the missing one so
+//! that the interrupted copy can finish, and counts the fault in the thread that suffered it.
+//! [`super::span`] compares that count before and after an access and reports the fault. The page
+//! is remembered as poisoned: what is there now is not the client's memory, so [`super::Reader`]
+//! gives no translation for it. Any other SIGBUS goes to whichever handler was there before.
+//!
+//! Everything the handler touches is a fixed table of atomics, and the only call it makes is mmap.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+/// Most backings alive in the process at once.
+pub(super) const MAX_BACKINGS: usize = 8192;
+/// Poisoned pages remembered per backing; one more condemns the whole backing.
+const MAX_POISONED: usize = 11;
+
+#[repr(align(128))]
+struct Slot {
+    // 0 while the slot is free.
+    start: AtomicUsize,
+    end: AtomicUsize,
+    page: AtomicUsize,
+    poisoned: AtomicUsize,
+    pages: [AtomicUsize; MAX_POISONED],
+}
+
+static SLOTS: [Slot; MAX_BACKINGS] = [const {
+    Slot {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        page: AtomicUsize::new(0),
+        poisoned: AtomicUsize::new(0),
+        pages: [const { AtomicUsize::new(0) }; MAX_POISONED],
+    }
+}; MAX_BACKINGS];
+static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+// A free slot with `start` at this value is being filled in.
+const BUSY: usize = 1;
+
+thread_local! {
+    static FAULTS: AtomicU32 = const { AtomicU32::new(0) };
+}
+
+/// Faults that this thread has met so far.
+#[inline]
+pub(super) fn faults() -> u32 {
+    FAULTS.with(|count| count.load(Ordering::Relaxed))
+}
+
+/// A backing's entry in the table; dropping it forgets the range and its poison.
+#[derive(Debug)]
+pub(super) struct Registration(usize);
+
+impl Registration {
+    /// Enters `start..start + len`, whose file has pages of `page` bytes. `None` when
+    /// [`MAX_BACKINGS`] are registered.
+    pub(super) fn new(start: usize, len: usize, page: usize) -> Option<Self> {
+        install();
+        for (index, slot) in SLOTS.iter().enumerate() {
+            if slot.start.load(Ordering::Relaxed) == 0
+                && slot
+                    .start
+                    .compare_exchange(0, BUSY, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+            {
+                slot.end.store(start + len, Ordering::Relaxed);
+                slot.page.store(page, Ordering::Relaxed);
+                slot.poisoned.store(0, Ordering::Relaxed);
+                slot.start.store(start, Ordering::Release);
+                HIGH_WATER.fetch_max(index + 1, Ordering::Release);
+                return Some(Self(index));
+            }
+        }
+        None
+    }
+
+    /// Whether any of its pages vanished.
+    pub(super) fn is_poisoned(&self) -> bool {
+        SLOTS[self.0].poisoned.load(Ordering::Acquire) != 0
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        SLOTS[self.0].start.store(0, Ordering::Release);
+    }
+}
+
+fn find(address: usize) -> Option<&'static Slot> {
+    SLOTS[..HIGH_WATER.load(Ordering::Acquire)].iter().find(|slot| {
+        let start = slot.start.load(Ordering::Acquire);
+        let end = slot.end.load(Ordering::Acquire);
+        // A slot that changes hands under us is not the one of a live access.
+        start > BUSY
+            && (start..end).contains(&address)
+            && slot.start.load(Ordering::Acquire) == start
+    })
+}
+
+/// How many of the `len` bytes at `start`, which lie in one backing, come before its first
+/// poisoned page. Costs a scan of the table: for use only once something was poisoned.
+pub(super) fn clean_prefix(start: usize, len: usize) -> usize {
+    let Some(slot) = find(start) else { return len };
+    let count = slot.poisoned.load(Ordering::Acquire);
+    if count > MAX_POISONED {
+        return 0;
+    }
+    let page = slot.page.load(Ordering::Relaxed);
+    slot.pages[..count].iter().fold(len, |clean, poisoned| {
+        let at = poisoned.load(Ordering::Acquire);
+        if start < at + page && at < start + clean { at.saturating_sub(start) } else { clean }
+    })
+}
+
+struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
+// SAFETY: written once, before our handler (its only reader) is installed.
+unsafe impl Sync for Previous {}
+static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
+
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: `PREVIOUS` has no other user yet. The handler has the signature that SA_SIGINFO
+        // asks for, and does only what a signal handler may (see the module's documentation).
+        unsafe {
+            libc::sigaction(libc::SIGBUS, std::ptr::null(), PREVIOUS.0.get().cast());
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let handler: extern "C" fn(_, _, _) = on_sigbus;
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigemptyset(&mut action.sa_mask);
+            libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+        }
+    });
+}
+
+extern "C" fn on_sigbus(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes a valid siginfo.
+    let address = unsafe { (*info).si_addr() }.addr();
+    // A positive si_code comes from the kernel; anything else is a signal somebody sent.
+    // SAFETY: as above.
+    let is_fault = unsafe { (*info).si_code } > 0;
+    if is_fault && let Some(slot) = find(address) {
+        let page = slot.page.load(Ordering::Relaxed);
+        let at = address & !(page - 1);
+        if let Some(entry) = slot.pages.get(slot.poisoned.load(Ordering::Relaxed)) {
+            entry.store(at, Ordering::Relaxed);
+        }
+        // Release: whoever sees the count sees the entry. One thread uses a backing, so this is
+        // no race, and a lost entry would only make the page fault again.
+        slot.poisoned.fetch_add(1, Ordering::Release);
+        // SAFETY: the range lies in a mapping that the NIC owns, which the interrupted access
+        // keeps alive; it is replaced by zeroes.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::with_exposed_provenance_mut(at),
+                page,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if mapped != libc::MAP_FAILED {
+            FAULTS.with(|count| count.fetch_add(1, Ordering::Relaxed));
+            return;
+        }
+    }
+    pass_on(signal, info, context);
+}
+
+fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: written before this handler was installed, never changed since.
+    let previous = unsafe { (*PREVIOUS.0.get()).assume_init_ref() };
+    match previous.sa_sigaction {
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: the default action is restored; the access that faulted is retried on
+            // return and ends the process, as it would have done without us. A signal that was
+            // sent is sent again.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &action, std::ptr::null_mut());
+                if (*info).si_code <= 0 {
+                    libc::raise(signal);
+                }
+            }
+        }
+        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            type Action =
+                extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+            // SAFETY: SA_SIGINFO says that the handler has this signature.
+            let handler: Action = unsafe { std::mem::transmute(handler) };
+            handler(signal, info, context);
+        }
+        handler => {
+            // SAFETY: without SA_SIGINFO the handler has this signature.
+            let handler: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(handler) };
+            handler(signal);
+        }
+    }
+}
