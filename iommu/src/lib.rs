@@ -23,6 +23,7 @@ pub mod memory;
 pub mod range;
 pub mod scrap;
 pub mod space;
+pub mod type1;
 pub mod vfio_user;
 
 mod retarget;
@@ -35,4 +36,5 @@ pub use range::IovaRange;
 pub use retarget::{Restored, Retargeted};
 pub use scrap::Scrap;
 pub use space::{AddressSpace, Behind, ChunkInfo};
+pub use type1::Type1Domain;
 pub use vfio_user::{DmaMessages, VfioUserDomain};

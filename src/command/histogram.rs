@@ -42,7 +42,7 @@ impl Latencies {
     pub fn new() -> Self {
         // The bounds are constants that the histogram accepts (low >= 1, high >= 2 low, digits
         // <= 5), so this cannot fail.
-        let histogram = Histogram::new_with_bounds(100, MAX_PS, 3)
+        let histogram = Histogram::new_with_bounds(1, MAX_PS, 3)
             .unwrap_or_else(|error| unreachable!("fixed histogram bounds: {error}"));
         Self { histogram }
     }

@@ -7,7 +7,9 @@
 
 pub mod device;
 pub mod error;
+pub mod kernel;
 pub mod mapped;
+pub mod pci;
 pub mod user;
 
 pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};

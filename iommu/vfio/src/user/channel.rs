@@ -168,6 +168,20 @@ impl Channel {
         Ok(())
     }
 
+    /// Reads and drops everything until the other side closes the connection.
+    pub fn drain(&self, scratch: &mut Vec<u8>, wait: Wait<'_>) -> Result<(), ChannelError> {
+        scratch.resize(STEP, 0);
+        loop {
+            let got = self.recv_some(scratch, &mut Vec::new(), 0, wait)?;
+            if got.bytes == 0 {
+                return Ok(());
+            }
+            if wait.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(ChannelError::TimedOut);
+            }
+        }
+    }
+
     /// One receive of at least a byte, or 0 bytes at the end of the stream.
     fn recv_some(
         &self,

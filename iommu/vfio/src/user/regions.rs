@@ -98,8 +98,7 @@ fn sparse_areas(payload: &[u8], first: u32) -> Result<Option<Vec<(u64, u64)>>, S
             return Ok(None);
         }
         let cap = payload.get(at..).filter(|_| at >= size_of::<wire::RegionInfo>());
-        let Some((header, rest)) =
-            cap.and_then(|cap| wire::CapHeader::read_from_prefix(cap).ok())
+        let Some((header, rest)) = cap.and_then(|cap| wire::CapHeader::read_from_prefix(cap).ok())
         else {
             return Err(format!("a region capability at {at}, outside of {}", payload.len()));
         };

@@ -86,8 +86,9 @@ pub const FLAG_NO_REPLY: u32 = 1 << 4;
 pub const FLAG_ERROR: u32 = 1 << 5;
 
 /// Starts every message.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Header {
     /// The sender's; a reply echoes it.
@@ -159,8 +160,9 @@ fn message_size(payload: usize) -> u32 {
 }
 
 /// VERSION, both ways; NUL-terminated JSON may follow.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Version {
     /// [`MAJOR`].
@@ -173,12 +175,16 @@ pub struct Version {
 pub const DMA_MAP_READ: u32 = 1 << 0;
 /// [`DmaMap::flags`]: the device may write.
 pub const DMA_MAP_WRITE: u32 = 1 << 1;
+/// [`DmaMap::flags`]: the descriptor is to be mapped. libvfio-user's; without it a descriptor means
+/// the same.
+pub const DMA_MAP_MMAP: u32 = 1 << 2;
 /// [`DmaUnmap::flags`]: everything; address and size are 0.
 pub const DMA_UNMAP_ALL: u32 = 1 << 1;
 
 /// DMA_MAP; at most one descriptor comes with it. The reply has no payload.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct DmaMap {
     /// Bytes of this structure.
@@ -194,8 +200,9 @@ pub struct DmaMap {
 }
 
 /// DMA_UNMAP, both ways; in the reply `size` is what was unmapped.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct DmaUnmap {
     /// Room the client has for the reply's payload.
@@ -214,8 +221,9 @@ pub const DEVICE_RESET_WORKS: u32 = 1 << 0;
 pub const DEVICE_IS_PCI: u32 = 1 << 1;
 
 /// DEVICE_GET_INFO, both ways.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct DeviceInfo {
     /// Room for the reply's payload; in the reply, what it needs.
@@ -238,8 +246,9 @@ pub const REGION_MAPPABLE: u32 = 1 << 2;
 pub const REGION_HAS_CAPS: u32 = 1 << 3;
 
 /// DEVICE_GET_REGION_INFO, both ways; capabilities may follow in the reply.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct RegionInfo {
     /// Room for the reply's payload; in the reply, what all of it needs.
@@ -260,8 +269,9 @@ pub struct RegionInfo {
 pub const CAP_SPARSE_MMAP: u16 = 1;
 
 /// Starts every region capability.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct CapHeader {
     /// `CAP_*`.
@@ -273,8 +283,9 @@ pub struct CapHeader {
 }
 
 /// Follows a [`CAP_SPARSE_MMAP`] header.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct SparseMmap {
     /// [`SparseArea`]s that follow.
@@ -284,8 +295,9 @@ pub struct SparseMmap {
 }
 
 /// One mappable area.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct SparseArea {
     /// Offset in the region.
@@ -295,8 +307,9 @@ pub struct SparseArea {
 }
 
 /// DEVICE_GET_REGION_IO_FDS, both ways; sub-regions may follow in the reply.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct RegionIoFds {
     /// Room for the reply's payload; in the reply, what all of it needs.
@@ -319,8 +332,9 @@ pub const IRQ_AUTOMASKED: u32 = 1 << 2;
 pub const IRQ_NORESIZE: u32 = 1 << 3;
 
 /// DEVICE_GET_IRQ_INFO, both ways.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct IrqInfo {
     /// Room for the reply's payload; in the reply, what it needs.
@@ -352,8 +366,9 @@ pub const IRQ_SET_ACTION: u32 =
     IRQ_SET_ACTION_MASK | IRQ_SET_ACTION_UNMASK | IRQ_SET_ACTION_TRIGGER;
 
 /// DEVICE_SET_IRQS; the reply has no payload.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct IrqSet {
     /// Bytes of this structure and its data.
@@ -369,8 +384,9 @@ pub struct IrqSet {
 }
 
 /// REGION_READ and REGION_WRITE, both ways; data follows in a write and in a read's reply.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct RegionAccess {
     /// Offset in the region.
@@ -382,8 +398,9 @@ pub struct RegionAccess {
 }
 
 /// DMA_READ and DMA_WRITE, both ways; data follows in a write and in a read's reply.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct DmaAccess {
     /// First I/O virtual address.
@@ -393,8 +410,9 @@ pub struct DmaAccess {
 }
 
 /// REGION_WRITE_MULTI, both ways; [`WriteOne`]s follow in the command.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct WriteMulti {
     /// Writes that follow; in the reply, writes done.
@@ -402,8 +420,9 @@ pub struct WriteMulti {
 }
 
 /// One write of a REGION_WRITE_MULTI.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct WriteOne {
     /// Offset in the region.

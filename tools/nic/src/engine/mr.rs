@@ -101,11 +101,11 @@ fn check_pages(pages: &[u64], start: u64, length: u64) -> Result<(), Error> {
 
 impl Mr {
     /// Checks what can be checked without a NIC and makes the region.
-    pub(crate) fn new(init: MrInit, key: u32) -> Result<Self, Error> {
+    pub(crate) fn new(init: MrInit) -> Result<Self, Error> {
         check_access(init.access)?;
         let mut mr = Mr {
             pd: init.pd,
-            key,
+            key: 0,
             access: init.access,
             base: init.start,
             length: init.length,
@@ -131,6 +131,10 @@ impl Mr {
             }
         }
         Ok(mr)
+    }
+
+    pub(crate) fn set_key(&mut self, key: u32) {
+        self.key = key;
     }
 
     pub(crate) fn key(&self) -> u32 {
@@ -191,11 +195,17 @@ impl Mr {
         let (mut page, within) = ((at / PAGE) as usize, at % PAGE);
         let iova = self.pages[page] + within;
         let mut run = (PAGE - within) as usize;
-        while run < len && self.pages[page].checked_add(PAGE) == self.pages.get(page + 1).copied() {
+        while run < len && self.adjacent(page) {
             run += PAGE as usize;
             page += 1;
         }
         (iova, run.min(len))
+    }
+
+    /// Whether the page after this one exists and follows it on the bus.
+    fn adjacent(&self, page: usize) -> bool {
+        matches!((self.pages.get(page), self.pages.get(page + 1)),
+            (Some(this), Some(next)) if this.checked_add(PAGE) == Some(*next))
     }
 
     /// Whether an invalidation may be asked for: a fast registration that is in force.

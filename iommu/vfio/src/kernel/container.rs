@@ -1,0 +1,156 @@
+//! A container: one type1 address space of the kernel's IOMMU.
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::mem::offset_of;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_NOIOMMU_IOMMU,
+    VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
+    vfio_iommu_type1_info,
+};
+
+use super::caps::{self, IommuInfo};
+use super::ioctl::{self, Plain, Sized};
+use crate::pci::Tree;
+use crate::{Error, Result};
+
+/// Upper bound of an answer that is worth believing.
+const ANSWER_MAX: usize = 1 << 20;
+
+/// An open container. All calls may be made from any thread; the kernel serialises them.
+///
+/// Its mappings go when the last descriptor of it, of its groups and of their devices is closed.
+#[derive(Debug)]
+pub struct Container {
+    file: File,
+}
+
+impl Container {
+    /// Opens an empty container (`/dev/vfio/vfio`) and checks that the kernel speaks this version.
+    pub fn open(tree: &Tree) -> Result<Self> {
+        let path = tree.path("dev/vfio/vfio");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|source| Error::Open { path, source })?;
+        let container = Self { file };
+        let found = ioctl::plain(container.as_fd(), Plain::GetApiVersion)?;
+        if found != VFIO_API_VERSION as i32 {
+            return Err(Error::ApiVersion { found });
+        }
+        if !container.has(VFIO_TYPE1v2_IOMMU)? {
+            return Err(Error::NoType1);
+        }
+        Ok(container)
+    }
+
+    /// Whether the container, with the groups in it, knows that extension.
+    fn has(&self, extension: u32) -> Result<bool> {
+        Ok(ioctl::plain(self.as_fd(), Plain::CheckExtension(extension))? > 0)
+    }
+
+    /// Chooses type1 with version 2 rules. A group must be in the container; refused when the
+    /// groups in it have no IOMMU.
+    pub(super) fn set_type1(&self, group: u32) -> Result<()> {
+        // With a group in the container the kernel asks only the driver that fits the group:
+        // noiommu answers for a group without an IOMMU, type1 for all others.
+        if self.has(VFIO_NOIOMMU_IOMMU)? {
+            return Err(Error::NoIommu { group });
+        }
+        ioctl::plain(self.as_fd(), Plain::SetIommu(VFIO_TYPE1v2_IOMMU)).map(drop)
+    }
+
+    /// What the address space can do.
+    pub fn info(&self) -> Result<IommuInfo> {
+        let answer = answer(self.as_fd(), Sized::IommuGetInfo, {
+            vec![0; size_of::<vfio_iommu_type1_info>()]
+        })?;
+        Ok(caps::iommu_info(&answer)?)
+    }
+
+    /// Maps `size` bytes of this process's memory from `vaddr` behind `iova`; all three are
+    /// multiples of the page size. Pins the memory and charges it to RLIMIT_MEMLOCK (but for
+    /// VM_PFNMAP memory, which is neither); blocks meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] with EEXIST (overlap), ENOMEM (RLIMIT_MEMLOCK), ENOSPC (dma_entry_limit),
+    /// EINVAL (not an address the IOMMU translates, not aligned), EOPNOTSUPP (fs-dax) or EFAULT
+    /// (cannot be pinned).
+    ///
+    /// # Safety
+    /// Until it is unmapped, the memory must be fit for what the device is allowed: no Rust
+    /// reference may exist to what it may write. Pinned memory stays in place whatever happens to
+    /// `vaddr`; memory that the kernel does not pin (a /dev/mem window) must be held by the caller.
+    pub unsafe fn map_dma(
+        &self,
+        vaddr: usize,
+        iova: u64,
+        size: u64,
+        readable: bool,
+        writable: bool,
+    ) -> Result<()> {
+        let mut flags = 0;
+        if readable {
+            flags |= VFIO_DMA_MAP_FLAG_READ;
+        }
+        if writable {
+            flags |= VFIO_DMA_MAP_FLAG_WRITE;
+        }
+        let mut arguments = [0; size_of::<vfio_iommu_type1_dma_map>()];
+        put32(&mut arguments, offset_of!(vfio_iommu_type1_dma_map, flags), flags);
+        put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_map, vaddr), vaddr as u64);
+        put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_map, iova), iova);
+        put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_map, size), size);
+        // SAFETY: the caller answers for the memory.
+        unsafe { ioctl::map_dma(self.as_fd(), &mut arguments) }
+    }
+
+    /// Unmaps every mapping that lies in `[iova, iova + size)` and gives the bytes unmapped. Fails
+    /// with EINVAL when that would cut a mapping in two. When it returns, the IOTLB is flushed.
+    pub fn unmap_dma(&self, iova: u64, size: u64) -> Result<u64> {
+        // Up to `data`, which only dirty tracking uses; the structure's own size counts padding.
+        let mut arguments = [0; offset_of!(vfio_iommu_type1_dma_unmap, data)];
+        let size_offset = offset_of!(vfio_iommu_type1_dma_unmap, size);
+        put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_unmap, iova), iova);
+        put64(&mut arguments, size_offset, size);
+        ioctl::sized(self.as_fd(), Sized::IommuUnmapDma, &mut arguments)?;
+        let mut unmapped = [0; 8];
+        unmapped.copy_from_slice(&arguments[size_offset..size_offset + 8]);
+        Ok(u64::from_ne_bytes(unmapped))
+    }
+}
+
+impl AsFd for Container {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Makes a call, and makes it again with more room when the kernel wants more.
+pub(super) fn answer(fd: BorrowedFd<'_>, call: Sized, question: Vec<u8>) -> Result<Vec<u8>> {
+    let mut buffer = question.clone();
+    ioctl::sized(fd, call, &mut buffer)?;
+    let wanted = caps::wanted(&buffer)?;
+    if wanted <= buffer.len() {
+        return Ok(buffer);
+    }
+    if wanted > ANSWER_MAX {
+        return Err(Error::usage(format!("the kernel wants {wanted} bytes for an answer")));
+    }
+    buffer = question;
+    buffer.resize(wanted, 0);
+    ioctl::sized(fd, call, &mut buffer)?;
+    Ok(buffer)
+}
+
+/// Stores a word of an ioctl's structure.
+pub(super) fn put32(bytes: &mut [u8], offset: usize, value: u32) {
+    bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+}
+
+fn put64(bytes: &mut [u8], offset: usize, value: u64) {
+    bytes[offset..offset + 8].copy_from_slice(&value.to_ne_bytes());
+}

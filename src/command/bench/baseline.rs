@@ -1,0 +1,111 @@
+//! What the hardware itself can do, measured in the same run: the measure of every result.
+//!
+//! A latency means little without the time a cache line needs between two cores, nor a bandwidth
+//! without that of a plain copy: both differ several times between machines.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::command::affinity;
+use crate::command::clock::Clock;
+use crate::command::histogram::Latencies;
+use crate::command::interrupt;
+
+/// Round trips that are not counted.
+const WARM_UP: u64 = 20_000;
+/// Round trips that are.
+const ROUNDS: u64 = 200_000;
+/// How long a copy is repeated, and how often the best of it is looked for.
+const COPY_TIME: Duration = Duration::from_millis(100);
+const COPY_TRIES: usize = 3;
+
+/// A cache line of its own.
+#[repr(align(128))]
+struct Line(AtomicU64);
+
+/// Median time in nanoseconds for a cache line to go from `cpus.0` to `cpus.1` and back: one
+/// thread on each, one word that they raise in turns. `None` when the two are the same processor.
+pub fn cache_line_ping_pong(clock: &Clock, cpus: (usize, usize)) -> anyhow::Result<Option<f64>> {
+    if cpus.0 == cpus.1 {
+        return Ok(None);
+    }
+    let line = Line(AtomicU64::new(0));
+    let word = &line.0;
+    let total = WARM_UP + ROUNDS;
+    thread::scope(|scope| {
+        let answering = scope.spawn(move || -> anyhow::Result<()> {
+            let pinned = affinity::pin(cpus.1);
+            for round in 0..total {
+                // An odd value is a question, the next even one its answer.
+                while word.load(Ordering::Acquire) != 2 * round + 1 {
+                    if interrupt::requested() {
+                        return Ok(());
+                    }
+                    std::hint::spin_loop();
+                }
+                word.store(2 * round + 2, Ordering::Release);
+            }
+            pinned
+        });
+        let asking = scope.spawn(move || -> anyhow::Result<f64> {
+            let pinned = affinity::pin(cpus.0);
+            let mut latencies = Latencies::new();
+            for round in 0..total {
+                let start = clock.ticks();
+                word.store(2 * round + 1, Ordering::Release);
+                while word.load(Ordering::Acquire) != 2 * round + 2 {
+                    interrupt::check()?;
+                    std::hint::spin_loop();
+                }
+                if round >= WARM_UP {
+                    latencies.record_ns(clock.ns(clock.ticks().wrapping_sub(start)));
+                }
+            }
+            pinned.map(|()| latencies.percentiles().p50_ns)
+        });
+        let panicked = |_| anyhow::anyhow!("a thread of the cache line ping-pong panicked");
+        let p50 = asking.join().map_err(panicked)?;
+        answering.join().map_err(panicked)??;
+        p50.map(Some)
+    })
+}
+
+/// Gigabits per second of a plain copy by one thread: blocks of `block` bytes, round and round
+/// through `blocks` of them, as the NIC is made to do. The best of a few tries.
+pub fn memcpy(block: usize, blocks: usize) -> anyhow::Result<f64> {
+    let (block, blocks) = (block.max(1), blocks.max(1));
+    let source = vec![0x5a_u8; block * blocks];
+    let mut target = vec![0_u8; block * blocks];
+    let mut best = 0.0_f64;
+    for _ in 0..COPY_TRIES {
+        interrupt::check()?;
+        let start = Instant::now();
+        let mut bytes = 0;
+        while start.elapsed() < COPY_TIME {
+            for (to, from) in target.chunks_exact_mut(block).zip(source.chunks_exact(block)) {
+                std::hint::black_box(&mut *to).copy_from_slice(std::hint::black_box(from));
+            }
+            bytes += target.len();
+        }
+        best = best.max(bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9);
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_needs_two_processors_to_travel() {
+        let clock = Clock::calibrate();
+        assert_eq!(cache_line_ping_pong(&clock, (0, 0)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_copy_has_a_speed() {
+        let speed = memcpy(4096, 4).unwrap();
+        assert!(speed > 0.1, "{speed} Gbit/s");
+    }
+}

@@ -1,0 +1,32 @@
+//! Values of the command line that several commands share.
+
+use std::time::Duration;
+
+/// A size in bytes that fits this machine's memory.
+pub fn size(text: &str) -> Result<usize, String> {
+    let size = holdfast_dax::parse_size(text).map_err(|error| error.to_string())?;
+    usize::try_from(size).map_err(|_| format!("'{text}' is more than this machine can address"))
+}
+
+/// A time in seconds, fractions allowed.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    match number.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= 1e7 => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("'{text}' is not a number of seconds above 0, such as 2 or 0.5")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_positive_numbers() {
+        assert_eq!(seconds("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(seconds("0.5s"), Ok(Duration::from_millis(500)));
+        for text in ["", "0", "-1", "nan", "inf", "1e99", "2m"] {
+            assert!(seconds(text).unwrap_err().contains("number of seconds"), "{text}");
+        }
+    }
+}

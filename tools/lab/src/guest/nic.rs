@@ -1,0 +1,156 @@
+//! RDMA NICs and DMA engines for a guest.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::process::{self, Guarded, Terminal};
+
+/// A device on the guest's PCI bus, behind its IOMMU.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Nic {
+    /// Our emulated NIC, in a process of its own, behind `vfio-user-pci`.
+    Holdfast { vmxnet3: bool },
+    /// A vfio-user device that someone else serves on a socket.
+    Socket { path: PathBuf, vmxnet3: bool },
+    /// QEMU's `edu` DMA engine.
+    Edu,
+    /// QEMU's `iommu-testdev` DMA engine (QEMU 11.1).
+    IommuTestdev,
+}
+
+/// How people write them.
+pub const SYNTAX: &str = "holdfast | socket=PATH | edu | iommu-testdev; the first two with \
+                          +vmxnet3 to sit beside the Ethernet NIC that Linux's driver wants";
+
+impl FromStr for Nic {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, vmxnet3) = match text.strip_suffix("+vmxnet3") {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        match name.split_once('=') {
+            Some(("socket", path)) if !path.is_empty() => {
+                Ok(Nic::Socket { path: path.into(), vmxnet3 })
+            }
+            None if name == "holdfast" => Ok(Nic::Holdfast { vmxnet3 }),
+            None if name == "edu" && !vmxnet3 => Ok(Nic::Edu),
+            None if name == "iommu-testdev" && !vmxnet3 => Ok(Nic::IommuTestdev),
+            _ => Err(anyhow!("no such NIC: {text:?}; write {SYNTAX}")),
+        }
+    }
+}
+
+impl TryFrom<String> for Nic {
+    type Error = anyhow::Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+/// First PCI slot for NICs on the guest's root bus.
+const FIRST_SLOT: usize = 0x10;
+
+impl Nic {
+    /// Starts what serves the device, and says how QEMU attaches it. NIC number n sits in slot
+    /// 0x10 + n: at function 0, or at function 1 beside its vmxnet3.
+    pub fn start(
+        &self,
+        index: usize,
+        holdfast: &Path,
+        folder: &Path,
+    ) -> Result<(Option<Guarded>, Vec<String>)> {
+        let slot = FIRST_SLOT + index;
+        match self {
+            Nic::Holdfast { vmxnet3 } => {
+                let socket = folder.join(format!("nic{index}.sock"));
+                let server = serve(holdfast, &socket, &folder.join(format!("nic{index}.log")))?;
+                Ok((Some(server), vfio_user(&socket, slot, *vmxnet3)))
+            }
+            Nic::Socket { path, vmxnet3 } => {
+                let path = path.canonicalize().with_context(|| format!("no socket {path:?}"))?;
+                Ok((None, vfio_user(&path, slot, *vmxnet3)))
+            }
+            Nic::Edu => Ok((None, device(format!("edu,addr={slot:#x}.0,dma_mask=0xffffffff")))),
+            Nic::IommuTestdev => Ok((None, device(format!("iommu-testdev,addr={slot:#x}.0")))),
+        }
+    }
+}
+
+fn device(text: String) -> Vec<String> {
+    vec!["-device".to_owned(), text]
+}
+
+fn vfio_user(socket: &Path, slot: usize, vmxnet3: bool) -> Vec<String> {
+    let mut arguments = Vec::new();
+    if vmxnet3 {
+        // All of a guest's Ethernet NICs share one hub.
+        arguments.extend(["-netdev".to_owned(), format!("hubport,id=net{slot},hubid=0")]);
+        arguments.extend(device(format!(
+            "vmxnet3,netdev=net{slot},mac=52:54:00:00:00:{slot:02x},addr={slot:#x}.0,multifunction=on"
+        )));
+    }
+    let function = u8::from(vmxnet3);
+    let description = json!({
+        "driver": "vfio-user-pci",
+        "socket": { "type": "unix", "path": socket },
+        "addr": format!("{slot:x}.{function}"),
+    });
+    arguments.extend(device(description.to_string()));
+    arguments
+}
+
+/// Starts `holdfast nic` and waits until it listens.
+fn serve(holdfast: &Path, socket: &Path, log: &Path) -> Result<Guarded> {
+    if !holdfast.is_file() {
+        bail!("no emulated NIC: {holdfast:?} is not there; cargo build --release, or --holdfast PATH");
+    }
+    let file = File::create(log)?;
+    let mut command = Command::new(holdfast);
+    command.arg("nic").arg("--socket").arg(socket);
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let mut server = Guarded::spawn(&mut command, Terminal::Own)?;
+    let start = Instant::now();
+    while !socket.exists() {
+        if let Some(status) = server.ended()? {
+            bail!("the emulated NIC ended with {status}:\n{}", process::tail(log, 20));
+        }
+        if process::interrupted() || start.elapsed() > Duration::from_secs(20) {
+            bail!("the emulated NIC does not listen on {socket:?}:\n{}", process::tail(log, 20));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nics_are_read_as_people_write_them() {
+        let socket = |vmxnet3| Nic::Socket { path: "/run/x.sock".into(), vmxnet3 };
+        for (text, nic) in [
+            ("holdfast", Some(Nic::Holdfast { vmxnet3: false })),
+            ("holdfast+vmxnet3", Some(Nic::Holdfast { vmxnet3: true })),
+            ("socket=/run/x.sock", Some(socket(false))),
+            ("socket=/run/x.sock+vmxnet3", Some(socket(true))),
+            ("edu", Some(Nic::Edu)),
+            ("edu+vmxnet3", None),
+            ("socket=", None),
+            ("mlx5", None),
+        ] {
+            assert_eq!(text.parse::<Nic>().ok(), nic, "{text}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Send and receive rings: taking work requests out of client memory.
+//!
+//! The NIC's own head is the truth; the copy in the state page is for the client to see how much
+//! room it has. It is published when the ring ran empty and every few requests in between, not
+//! with each one: it shares a cache line with the client's tail.
+
+use holdfast_wire::ring::RingSize;
+use holdfast_wire::wqe::{
+    self, FLAG_INLINE, Opcode, RecvHeader, SendHeader, Sge, recv_stride, send_stride,
+};
+
+use super::pages::QueuePages;
+use crate::engine::host::{Fetch, MAX_INLINE, MAX_SGE, Miss, RecvRequest, SendRequest};
+use crate::memory::{Fault, Reader, Span};
+
+/// Most requests taken before the head is published.
+const PUBLISH_EVERY: u32 = 16;
+
+/// The consumer's side of one ring of work requests.
+#[derive(Debug)]
+pub struct WorkRing {
+    // Next index to take, and what the client was last told of it.
+    head: u32,
+    published: u32,
+    // The client's tail as last read; between head and it, slots can be taken without looking.
+    tail: u32,
+    size: RingSize,
+    // State page offset of the tail; the head stands 4 bytes on.
+    state: usize,
+    first_page: usize,
+    stride: usize,
+    max_sge: u32,
+    max_inline: u32,
+}
+
+/// Why a slot could not be taken.
+enum Stop {
+    Empty,
+    Miss(Miss),
+    Corrupt,
+}
+
+impl From<Stop> for Fetch {
+    fn from(stop: Stop) -> Fetch {
+        match stop {
+            Stop::Empty => Fetch::Empty,
+            Stop::Miss(miss) => Fetch::Miss(miss),
+            Stop::Corrupt => Fetch::Corrupt,
+        }
+    }
+}
+
+impl WorkRing {
+    /// A send ring of `depth` slots whose slots begin at page 1.
+    pub fn send(depth: RingSize, max_sge: u32, max_inline: u32) -> Self {
+        let stride = send_stride(max_sge, max_inline);
+        Self::new(depth, 0, 1, stride, max_sge, max_inline)
+    }
+
+    /// A receive ring of `depth` slots whose slots begin at page `first_page`.
+    pub fn recv(depth: RingSize, max_sge: u32, first_page: usize) -> Self {
+        Self::new(depth, 8, first_page, recv_stride(max_sge), max_sge, 0)
+    }
+
+    fn new(
+        size: RingSize,
+        state: usize,
+        first_page: usize,
+        stride: usize,
+        max_sge: u32,
+        max_inline: u32,
+    ) -> Self {
+        Self {
+            head: 0,
+            published: 0,
+            tail: 0,
+            size,
+            state,
+            first_page,
+            stride,
+            max_sge,
+            max_inline,
+        }
+    }
+
+    /// Number of pages that the slots take.
+    pub fn pages(&self) -> usize {
+        (self.size.slots() as usize * self.stride).div_ceil(holdfast_wire::PAGE_SIZE)
+    }
+
+    /// Takes up the indices that stand in the state page (a client may start anywhere).
+    pub fn adopt(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> Result<(), Miss> {
+        let state = pages.page(reader, 0)?;
+        let gone = |_| Miss { iova: pages.iova(0) };
+        let (tail, head) = (
+            state.load_u32(self.state).map_err(gone)?,
+            state.load_u32(self.state + 4).map_err(gone)?,
+        );
+        let head = if self.size.queued(tail, head).is_some() { head } else { 0 };
+        (self.head, self.published, self.tail) = (head, head, head);
+        Ok(())
+    }
+
+    /// Drops what is posted and starts over, as a queue pair does that goes to RESET.
+    pub fn restart(&mut self) {
+        (self.head, self.published, self.tail) = (0, 0, 0);
+    }
+
+    /// Asks the cache for the line of the tail and for the next slot.
+    #[inline]
+    pub fn prefetch(&self, pages: &mut QueuePages, reader: &mut Reader) {
+        if let Ok(state) = pages.page(reader, 0) {
+            state.prefetch(self.state);
+        }
+        let slot = self.size.slot(self.head);
+        if let Ok(span) = pages.slot(reader, self.first_page, self.stride, slot) {
+            span.prefetch(0);
+            span.prefetch(span.len().min(65) - 1);
+        }
+    }
+
+    /// Whether the client posted something that was not taken yet.
+    #[inline]
+    pub fn has_work(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> bool {
+        if self.tail != self.head {
+            return true;
+        }
+        let Ok(state) = pages.page(reader, 0) else { return false };
+        state.load_u32(self.state).is_ok_and(|tail| tail != self.head)
+    }
+
+    /// Requests posted and not yet taken; 0 when that cannot be read.
+    pub fn available(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> u32 {
+        let Ok(state) = pages.page(reader, 0) else { return 0 };
+        let tail = state.load_u32(self.state).unwrap_or(self.head);
+        self.size.queued(tail, self.head).unwrap_or(0)
+    }
+
+    #[inline]
+    fn next_slot(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> Result<Span, Stop> {
+        if self.tail == self.head {
+            let state = pages.page(reader, 0).map_err(Stop::Miss)?;
+            let gone = |_: Fault| Stop::Miss(Miss { iova: pages.iova(0) });
+            let tail = state.load_u32(self.state).map_err(gone)?;
+            match self.size.queued(tail, self.head) {
+                None => return Err(Stop::Corrupt),
+                Some(0) => {
+                    self.publish(&state);
+                    return Err(Stop::Empty);
+                }
+                Some(_) => self.tail = tail,
+            }
+        }
+        let slot = self.size.slot(self.head);
+        pages.slot(reader, self.first_page, self.stride, slot).map_err(Stop::Miss)
+    }
+
+    #[inline]
+    fn publish(&mut self, state: &Span) {
+        if self.published != self.head && state.store_u32(self.state + 4, self.head).is_ok() {
+            self.published = self.head;
+        }
+    }
+
+    #[inline]
+    fn taken(&mut self, pages: &mut QueuePages, reader: &mut Reader) {
+        self.head = self.size.next(self.head);
+        let pending = self.head.wrapping_sub(self.published) & (2 * self.size.slots() - 1);
+        if pending >= PUBLISH_EVERY.min(self.size.slots() / 4).max(1)
+            && let Ok(state) = pages.page(reader, 0)
+        {
+            self.publish(&state);
+        }
+    }
+
+    fn slot_miss(&self, pages: &QueuePages) -> Miss {
+        let byte = self.size.slot(self.head) as usize * self.stride;
+        let page = self.first_page + byte / holdfast_wire::PAGE_SIZE;
+        Miss { iova: pages.iova(page) + (byte % holdfast_wire::PAGE_SIZE) as u64 }
+    }
+
+    /// Takes the next send request.
+    #[inline]
+    pub fn next_send(
+        &mut self,
+        pages: &mut QueuePages,
+        reader: &mut Reader,
+        request: &mut SendRequest,
+    ) -> Fetch {
+        let slot = match self.next_slot(pages, reader) {
+            Ok(slot) => slot,
+            Err(stop) => return stop.into(),
+        };
+        let Ok(fetch) = self.parse_send(&slot, request) else {
+            return Fetch::Miss(self.slot_miss(pages));
+        };
+        self.taken(pages, reader);
+        fetch
+    }
+
+    #[inline]
+    fn parse_send(&self, slot: &Span, request: &mut SendRequest) -> Result<Fetch, Fault> {
+        let header: SendHeader = slot.read_at(0)?;
+        request.wr_id = header.wr_id;
+        request.flags = header.send_flags;
+        request.ex = header.ex;
+        request.body = header.wr;
+        request.sges.clear();
+        request.inline.clear();
+        let Ok(opcode) = Opcode::try_from(header.opcode) else { return Ok(Fetch::Malformed) };
+        request.opcode = opcode;
+        let payload = slot.slice(size_of::<SendHeader>(), slot.len());
+        if header.send_flags & FLAG_INLINE != 0 {
+            let len = header.total_len as usize;
+            if header.total_len > self.max_inline || len > MAX_INLINE || len > payload.len() {
+                return Ok(Fetch::Malformed);
+            }
+            let mut bytes = [0; MAX_INLINE];
+            payload.read(&mut bytes[..len])?;
+            // Fits: `len` was checked.
+            let _ = request.inline.try_extend_from_slice(&bytes[..len]);
+            return Ok(Fetch::Got);
+        }
+        if header.num_sge > self.max_sge {
+            return Ok(Fetch::Malformed);
+        }
+        for index in 0..header.num_sge as usize {
+            let sge: Sge = payload.read_at(index * size_of::<Sge>())?;
+            if request.sges.try_push(sge).is_err() {
+                return Ok(Fetch::Malformed);
+            }
+        }
+        Ok(Fetch::Got)
+    }
+
+    /// Takes the next receive.
+    #[inline]
+    pub fn next_recv(
+        &mut self,
+        pages: &mut QueuePages,
+        reader: &mut Reader,
+        request: &mut RecvRequest,
+    ) -> Fetch {
+        let slot = match self.next_slot(pages, reader) {
+            Ok(slot) => slot,
+            Err(stop) => return stop.into(),
+        };
+        let Ok(fetch) = self.parse_recv(&slot, request) else {
+            return Fetch::Miss(self.slot_miss(pages));
+        };
+        self.taken(pages, reader);
+        fetch
+    }
+
+    #[inline]
+    fn parse_recv(&self, slot: &Span, request: &mut RecvRequest) -> Result<Fetch, Fault> {
+        let header: RecvHeader = slot.read_at(0)?;
+        request.wr_id = header.wr_id;
+        request.sges.clear();
+        if header.num_sge > self.max_sge {
+            return Ok(Fetch::Malformed);
+        }
+        for index in 0..header.num_sge as usize {
+            let sge: Sge = slot.read_at(size_of::<RecvHeader>() + index * size_of::<Sge>())?;
+            if request.sges.try_push(sge).is_err() {
+                return Ok(Fetch::Malformed);
+            }
+        }
+        Ok(Fetch::Got)
+    }
+}
+
+// Every granted number of entries fits its slot, and every slot fits a page.
+const _: () = assert!(
+    wqe::send_stride(MAX_SGE as u32, MAX_INLINE as u32) <= holdfast_wire::PAGE_SIZE
+        && wqe::recv_stride(MAX_SGE as u32) <= holdfast_wire::PAGE_SIZE
+);
