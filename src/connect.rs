@@ -153,6 +153,8 @@ pub struct Endpoint {
     pub gid: [u8; 16],
     /// Its largest path MTU code; the smaller of both is used.
     pub mtu: u32,
+    /// Reads and atomics it can have under way on a connection; 0 leaves that to the other side.
+    pub rd_atomic: u8,
     /// Its queue pairs, in the order in which they are to be connected.
     pub queue_pairs: Vec<QueuePairInfo>,
     /// The regions that the peer may reach.
@@ -194,6 +196,13 @@ struct Hello {
 #[derive(Debug, Serialize, Deserialize)]
 struct Barrier {
     barrier: String,
+}
+
+/// Something that one side decides for both.
+#[derive(Debug, Serialize, Deserialize)]
+struct Number {
+    name: String,
+    value: u64,
 }
 
 /// A byte stream with a receive timeout.
@@ -310,6 +319,27 @@ impl Exchange {
             .and_then(|()| stream.set_write_timeout(Some(TICK)))
             .map_err(ConnectError::Broken)?;
         Ok(Self { stream: Box::new(stream), pending: Vec::new(), timeout, stop })
+    }
+
+    /// Changes for how long later calls wait.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// Tells the peer a number it waits for with [`Exchange::hear`].
+    pub fn tell(&mut self, name: &str, value: u64) -> Result<(), ConnectError> {
+        self.send(&Number { name: name.to_owned(), value })
+    }
+
+    /// Waits for the number that the peer calls `name`.
+    pub fn hear(&mut self, name: &str) -> Result<u64, ConnectError> {
+        let number: Number = self.receive("tell a number")?;
+        if number.name == name {
+            Ok(number.value)
+        } else {
+            let text = format!("'{}' where '{name}' was expected", number.name);
+            Err(ConnectError::Malformed(text))
+        }
     }
 
     /// Tells the peer about this side and learns about that side. Both must call it.
@@ -456,6 +486,7 @@ mod tests {
             purpose: purpose.to_owned(),
             gid: [7; 16],
             mtu: 5,
+            rd_atomic: 16,
             queue_pairs: vec![QueuePairInfo { qpn, psn: 0xff_ffff, qkey: 0x8000_0001 }],
             regions: vec![RemoteRegion { addr: 0x7f00_0000_0000, len: 4096, rkey: 0x1234_5678 }],
         }

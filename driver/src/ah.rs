@@ -110,11 +110,7 @@ impl AddressHandle {
     /// The body of a send request to this address.
     #[inline]
     pub(crate) fn body(&self, to: &Datagram<'_>) -> [u64; 6] {
-        let ud = holdfast_wire::wqe::Ud {
-            remote_qpn: to.qpn,
-            remote_qkey: to.qkey,
-            av: self.av,
-        };
+        let ud = holdfast_wire::wqe::Ud { remote_qpn: to.qpn, remote_qkey: to.qkey, av: self.av };
         zerocopy::transmute!(ud)
     }
 }

@@ -170,8 +170,7 @@ impl CommandChannel {
 
     /// Whether the answer is there; waits for it if it has to come.
     fn wait(&self, command: Command, key: u64, must: bool, deadline: Duration) -> Result<bool> {
-        let acknowledgement =
-            self.response.atomic_u32(std::mem::offset_of!(ResponseHeader, ack));
+        let acknowledgement = self.response.atomic_u32(std::mem::offset_of!(ResponseHeader, ack));
         let started = Instant::now();
         let mut polls = 0u32;
         loop {
@@ -179,14 +178,14 @@ impl CommandChannel {
             if ack != 0 {
                 let header: ResponseHeader = self.response.read(0);
                 // Devices that do not echo keys leave zero.
-                let ours = header.response == key || header.response == 0;
-                if ours && self.acknowledges(command, ack) {
+                let keyed = header.response == key;
+                if (keyed || header.response == 0) && self.acknowledges(command, ack) {
                     return Ok(true);
                 }
-                if ours {
+                if keyed {
                     return Err(Error::nonsense("command acknowledgement", u64::from(ack)));
                 }
-                tracing::debug!(?command, ack, "ignoring the late answer to an older command");
+                // The late answer to an older command; ours is still to come.
             }
             if !must {
                 return Ok(false);

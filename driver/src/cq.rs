@@ -19,9 +19,9 @@ use holdfast_wire::{PAGE_SIZE, cmd, uar};
 
 use crate::account::{Account, KIND_MARKER, Key, Tag, Tickets};
 use crate::device::Device;
-use crate::limits::Permit;
 use crate::dma::DmaBuffer;
 use crate::error::{Error, Result};
+use crate::limits::Permit;
 use crate::pages::PageDirectory;
 use crate::ring::{ConsumerRing, CqeWords};
 use crate::uar::{Doorbell, Uar, doorbell_word};
@@ -473,7 +473,7 @@ impl CompletionQueue {
         let status = (words[2] >> 32) as u32;
         // An unsignalled request that succeeded is not reported, even where the device does.
         let silent = tag.unsignalled() && status == 0;
-        if silent || tag.kind() == KIND_MARKER && opcode.wire() < CqeOpcode::Recv.wire() {
+        if silent || tag.kind() == KIND_MARKER {
             return Decoded::Silent;
         }
         Decoded::Report(Completion {

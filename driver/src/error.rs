@@ -57,7 +57,9 @@ pub enum Error {
         address: u64,
     },
     /// The device's port is not RoCE, or offers none or several GID types.
-    #[error("the device offers mode {mode} with GID types {gid_types:#x}; RoCE with one type is needed")]
+    #[error(
+        "the device offers mode {mode} with GID types {gid_types:#x}; RoCE with one type is needed"
+    )]
     NotRoce {
         /// `Caps::mode`.
         mode: u8,
@@ -228,7 +230,9 @@ pub enum PostError {
         opcode: Opcode,
     },
     /// The operand of an atomic must be 8 bytes, aligned, in one entry.
-    #[error("an atomic needs a remote address aligned to 8 (got {address:#x}) and one 8-byte entry")]
+    #[error(
+        "an atomic needs a remote address aligned to 8 (got {address:#x}) and one 8-byte entry"
+    )]
     AtomicOperand {
         /// Remote address given.
         address: u64,

@@ -130,6 +130,10 @@ impl RecvQueue {
     pub(crate) fn qp(&self) -> &Arc<QpInner> {
         &self.qp
     }
+
+    pub(crate) fn slots(&self) -> u32 {
+        self.ring.slots()
+    }
 }
 
 /// Whole pages that `slots` receives need.

@@ -61,11 +61,8 @@ impl Registers {
             .read_region(REGION_CONFIG, CONFIG_COMMAND, &mut raw)
             .map_err(Error::transport("reading the PCI command register"))?;
         let old = u16::from_le_bytes(raw);
-        let new = if on {
-            old | COMMAND_MEMORY | COMMAND_BUS_MASTER
-        } else {
-            old & !COMMAND_BUS_MASTER
-        };
+        let new =
+            if on { old | COMMAND_MEMORY | COMMAND_BUS_MASTER } else { old & !COMMAND_BUS_MASTER };
         self.transport
             .write_region(REGION_CONFIG, CONFIG_COMMAND, &new.to_le_bytes())
             .map_err(Error::transport("writing the PCI command register"))

@@ -482,6 +482,10 @@ impl SendQueue {
     pub(crate) fn qp(&self) -> &Arc<QpInner> {
         &self.qp
     }
+
+    pub(crate) fn slots(&self) -> u32 {
+        self.ring.slots()
+    }
 }
 
 /// Where byte 65 of a request lies in the word of its body that starts at byte 64.

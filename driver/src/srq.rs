@@ -209,11 +209,8 @@ impl SharedReceiveQueue {
 
     /// Asks the device for its view. Blocks for a command.
     pub fn query(&self) -> Result<SrqAttr> {
-        let request = cmd::QuerySrq {
-            hdr: Default::default(),
-            srq_handle: self.inner.handle,
-            reserved: 0,
-        };
+        let request =
+            cmd::QuerySrq { hdr: Default::default(), srq_handle: self.inner.handle, reserved: 0 };
         Ok(self.inner.pd.device().channel.execute(request)?.attrs)
     }
 

@@ -94,8 +94,7 @@ impl Uar {
     fn open(device: &Arc<Device>, index: u32) -> Result<(Page, u32)> {
         let page = map(device.transport.as_ref(), index)?;
         let pfn = device.uar_pfn(index);
-        let response =
-            device.channel.execute(cmd::CreateUc { hdr: Default::default(), pfn })?;
+        let response = device.channel.execute(cmd::CreateUc { hdr: Default::default(), pfn })?;
         Ok((page, response.ctx_handle))
     }
 

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, IovaRange, Result};
 
+/// Page size of x86-64, the least that can be put behind an address.
+const PAGE: u64 = 4096;
+
 /// What the device may do with memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Prot {
@@ -110,9 +113,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The smallest unit of mapping, in bytes; `None` when `page_sizes` is empty.
+    /// The smallest unit of mapping, in bytes: the smallest page size, but no less than the
+    /// processor's. `None` when `page_sizes` is empty.
     pub fn page(&self) -> Option<u64> {
-        (self.page_sizes != 0).then(|| 1 << self.page_sizes.trailing_zeros())
+        let smallest = self.page_sizes & self.page_sizes.wrapping_neg();
+        (smallest != 0).then(|| smallest.max(PAGE))
     }
 }
 
@@ -155,11 +160,7 @@ pub trait Domain: Send + Sync {
     /// [`Domain::unmap`] that fails unless every byte of the range was unmapped.
     fn unmap_exact(&self, range: IovaRange) -> Result<()> {
         let unmapped = self.unmap(range)?;
-        if unmapped == range.len() {
-            Ok(())
-        } else {
-            Err(Error::PartialUnmap { range, unmapped })
-        }
+        if unmapped == range.len() { Ok(()) } else { Err(Error::PartialUnmap { range, unmapped }) }
     }
 
     /// Exchanges the memory behind one whole mapping. By default this is an unmap and a map, with

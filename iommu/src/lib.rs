@@ -26,8 +26,10 @@ pub mod space;
 pub mod type1;
 pub mod vfio_user;
 
+mod chunk;
 mod retarget;
 
+pub use chunk::{Behind, ChunkInfo};
 pub use domain::{Backing, Domain, Limits, Piece, Prot, ReplaceError, Replaced};
 pub use error::{Error, Result};
 pub use mapping::Mapping;
@@ -35,6 +37,6 @@ pub use memory::SharedMemory;
 pub use range::IovaRange;
 pub use retarget::{Restored, Retargeted};
 pub use scrap::Scrap;
-pub use space::{AddressSpace, Behind, ChunkInfo};
+pub use space::AddressSpace;
 pub use type1::Type1Domain;
 pub use vfio_user::{DmaMessages, VfioUserDomain};

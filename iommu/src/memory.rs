@@ -68,16 +68,14 @@ impl SharedMemory {
         // Allocating here turns a lack of huge pages into an error rather than a SIGBUS later.
         nix::fcntl::fallocate(&fd, nix::fcntl::FallocateFlags::empty(), 0, size)
             .map_err(fail("allocate"))?;
-        let seals =
-            SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(fail("seal"))?;
 
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let map_flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object; it
         // is unmapped only by drop.
-        let base =
-            unsafe { mmap(None, length, prot, map_flags, &fd, 0) }.map_err(fail("map"))?;
+        let base = unsafe { mmap(None, length, prot, map_flags, &fd, 0) }.map_err(fail("map"))?;
         Ok(Self { base: base.cast(), len: length.get(), fd, huge })
     }
 
@@ -107,7 +105,9 @@ impl SharedMemory {
     pub fn backing(&self) -> Backing<'_> {
         // SAFETY: no Rust reference into the memory is ever made. A domain keeps the pages alive
         // by itself (a pin, or the server's own mapping of the file) should `self` go first.
-        unsafe { Backing::memory(self.base.as_ptr().addr(), Some((self.fd.as_fd(), 0))) }
+        unsafe {
+            Backing::memory(self.base.as_ptr().expose_provenance(), Some((self.fd.as_fd(), 0)))
+        }
     }
 
     /// Fills everything with zeroes.

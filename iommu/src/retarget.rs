@@ -8,8 +8,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::chunk::{Chunk, On};
 use crate::scrap::Use;
-use crate::space::{Chunk, On, State};
+use crate::space::State;
 use crate::{
     AddressSpace, Backing, Error, IovaRange, Piece, Prot, ReplaceError, Replaced, Result, Scrap,
 };
@@ -98,9 +99,9 @@ impl AddressSpace {
             .collect::<Result<Vec<_>>>()?;
         let mut done = Restored::default();
         for (tile, backing) in tiles.into_iter().zip(backings) {
-            let replaced = self
-                .chunk_to_memory(&mut state, tile, &backing)
-                .map_err(|source| Error::RestoreIncomplete { chunk: tile, source: Box::new(source) })?;
+            let replaced = self.chunk_to_memory(&mut state, tile, &backing).map_err(|source| {
+                Error::RestoreIncomplete { chunk: tile, source: Box::new(source) }
+            })?;
             done.chunks += 1;
             done.window = done.window.max(replaced.window);
         }
@@ -157,9 +158,8 @@ impl AddressSpace {
         }
         self.unmap_chunk(state, tile)?;
         let old = state.set(tile, On::Nothing);
-        let mapped = state
-            .check_room(&self.limits, 1)
-            .and_then(|()| self.domain.map(tile, backing, prot));
+        let mapped =
+            state.check_room(&self.limits, 1).and_then(|()| self.domain.map(tile, backing, prot));
         match mapped {
             Ok(()) => {
                 state.set(tile, On::Memory);

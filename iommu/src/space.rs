@@ -12,9 +12,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::chunk::{Chunk, ChunkInfo, On};
 use crate::interval::{IntervalMap, NotTiled};
 use crate::iova::{IovaAllocator, MSI_WINDOW};
-use crate::scrap::Use;
 use crate::{Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory};
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -36,57 +36,6 @@ pub(crate) struct State {
     pub(crate) chunks: IntervalMap<Chunk>,
     /// Mappings that exist in the domain.
     pub(crate) mappings: u64,
-}
-
-/// The unit of mapping.
-pub(crate) struct Chunk {
-    pub(crate) prot: Prot,
-    pub(crate) on: On,
-}
-
-/// What a chunk stands on.
-pub(crate) enum On {
-    Memory,
-    Scrap(Use),
-    Nothing,
-}
-
-/// What stands behind a chunk, for whoever asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Behind {
-    /// The memory it was mapped with or restored to.
-    Memory,
-    /// Scrap.
-    Scrap,
-    /// Nothing: accesses fail.
-    Nothing,
-}
-
-/// A chunk and what stands behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkInfo {
-    /// Its addresses.
-    pub range: IovaRange,
-    /// What stands behind them.
-    pub behind: Behind,
-}
-
-impl Chunk {
-    /// How many bytes one mapping of the domain takes of a chunk of `len` bytes.
-    fn step(&self, len: u64) -> u64 {
-        match &self.on {
-            On::Scrap(scrap) => len.min(scrap.memory().len()),
-            On::Memory | On::Nothing => len,
-        }
-    }
-
-    /// How many mappings of the domain a chunk of `len` bytes takes.
-    pub(crate) fn mappings(&self, len: u64) -> u64 {
-        match self.on {
-            On::Nothing => 0,
-            On::Memory | On::Scrap(_) => len.div_ceil(self.step(len)),
-        }
-    }
 }
 
 impl AddressSpace {
@@ -113,8 +62,7 @@ impl AddressSpace {
                 limits.ranges
             )));
         }
-        let state =
-            State { free: usable.clone(), chunks: IntervalMap::new(), mappings: 0 };
+        let state = State { free: usable.clone(), chunks: IntervalMap::new(), mappings: 0 };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Self { domain, limits, page, usable, id, state: Mutex::new(state) }))
     }
@@ -224,14 +172,8 @@ impl AddressSpace {
     /// The chunks that share an address with `range`, in order.
     pub fn chunks(&self, range: IovaRange) -> Vec<ChunkInfo> {
         let state = self.lock();
-        let info = |(range, chunk): (IovaRange, &Chunk)| ChunkInfo {
-            range,
-            behind: match chunk.on {
-                On::Memory => Behind::Memory,
-                On::Scrap(_) => Behind::Scrap,
-                On::Nothing => Behind::Nothing,
-            },
-        };
+        let info =
+            |(range, chunk): (IovaRange, &Chunk)| ChunkInfo { range, behind: chunk.behind() };
         state.chunks.overlapping(range).map(info).collect()
     }
 
@@ -331,13 +273,16 @@ impl AddressSpace {
     fn undo(&self, range: IovaRange, failed: u64, error: Error) -> Error {
         let mut state = self.lock();
         if let Some(done) = IovaRange::between(range.start(), failed) {
-            let undone =
-                state.tiles(done).and_then(|tiles| self.unmap_tiles(&mut state, &tiles));
+            let undone = state.tiles(done).and_then(|tiles| self.unmap_tiles(&mut state, &tiles));
             if let Err(undo) = undone {
                 tracing::error!(range = %done, error = %undo, "a failed DMA mapping stays behind");
                 let rest = IovaRange::between(failed, range.end());
                 rest.map(|rest| state.free.release(rest));
-                return Error::MapUndo { range: done, undo: Box::new(undo), source: Box::new(error) };
+                return Error::MapUndo {
+                    range: done,
+                    undo: Box::new(undo),
+                    source: Box::new(error),
+                };
             }
         }
         let rest = IovaRange::between(failed, range.end());
@@ -351,9 +296,8 @@ impl AddressSpace {
             let chunk = state.chunks.get(tile.start());
             chunk.is_some_and(|(_, chunk)| !matches!(chunk.on, On::Nothing))
         };
-        let runs = tiles.chunk_by(|a, b| {
-            self.limits.unmap_spans && mapped(state, *a) && mapped(state, *b)
-        });
+        let runs = tiles
+            .chunk_by(|a, b| self.limits.unmap_spans && mapped(state, *a) && mapped(state, *b));
         let runs: Vec<&[IovaRange]> = runs.collect();
         for run in runs {
             let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };

@@ -2,9 +2,15 @@
 //!
 //! The server maps the descriptors it is sent, so memory must be a file. Its answer to DMA_UNMAP
 //! is the fence: no access through the old translation is in flight, and none can start.
+//!
+//! When the connection is lost, there is no fence left in the protocol: every later call fails,
+//! and memory must be held until the server has let go of it, which
+//! [`UserDevice::disconnect`](holdfast_vfio::user::UserDevice::disconnect) waits for.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+
+use holdfast_vfio::user::UserDevice;
 
 use crate::{Backing, Domain, Error, IovaRange, Limits, Prot, Result};
 
@@ -29,6 +35,28 @@ pub trait DmaMessages: Send + Sync {
 
     /// VFIO_USER_DMA_UNMAP; gives the bytes the server says it unmapped.
     fn dma_unmap(&self, range: IovaRange) -> holdfast_vfio::Result<u64>;
+}
+
+impl DmaMessages for UserDevice {
+    fn dma_limits(&self) -> (u64, u64) {
+        let capabilities = self.capabilities();
+        (capabilities.pgsizes, u64::from(capabilities.max_dma_maps))
+    }
+
+    fn dma_map(
+        &self,
+        range: IovaRange,
+        prot: Prot,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+    ) -> holdfast_vfio::Result<()> {
+        let (readable, writable) = (prot.readable(), prot.writable());
+        UserDevice::dma_map(self, range.start(), range.len(), readable, writable, fd, offset)
+    }
+
+    fn dma_unmap(&self, range: IovaRange) -> holdfast_vfio::Result<u64> {
+        UserDevice::dma_unmap(self, range.start(), range.len())
+    }
 }
 
 /// The address space of a vfio-user device.

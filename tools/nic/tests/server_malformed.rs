@@ -5,6 +5,7 @@ mod server_util;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use holdfast_nic::server::toy::{BAR0, Toy, VECTORS};
 use holdfast_nic::server::{End, Limits, Shutdown, fuzz_server_bytes, serve_connection};
@@ -432,18 +433,19 @@ fn a_client_that_reads_no_replies_holds_nothing_up_but_itself() {
         let server = scope
             .spawn(|| serve_connection(theirs, &mut Toy::new(), &Limits::default(), &shutdown));
         let mut raw = Raw::negotiated(ours);
-        raw.channel.stream().set_nonblocking(true).unwrap();
-        let message = [
-            Header::command(1, Command::REGION_READ, 16).as_bytes(),
-            access(0, 0, 0x2000).as_bytes(),
-        ]
-        .concat();
-        // Until both directions are full and the server waits to send a reply.
+        let access = access(0, 0, 0x2000);
+        let header = Header::command(1, Command::REGION_READ, access.as_bytes().len());
+        let message = [header.as_bytes(), access.as_bytes()].concat();
+        // Until both directions are full: the server waits to send a reply and takes nothing.
         let mut stream = raw.channel.stream();
-        while stream.write_all(&message).is_ok() {}
+        stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut sent = 0;
+        while let Ok(bytes) = stream.write(&message[sent % message.len()..]) {
+            sent += bytes;
+        }
         shutdown.trigger();
         assert_eq!(server.join().unwrap(), End::Stopped);
-        assert!(raw.recv().is_ok(), "what was sent before can be read");
+        raw.recv().expect("what was sent before can be read");
     });
 }
 

@@ -89,7 +89,7 @@ impl<'a> Capabilities<'a> {
         let id = u16_at(bytes, offset_of!(vfio_info_cap_header, id))?;
         let version = u16_at(bytes, offset_of!(vfio_info_cap_header, version))?;
         let next = u32_at(bytes, offset_of!(vfio_info_cap_header, next))? as usize;
-        if next != 0 && next <= at {
+        if next != 0 && next < at + HEADER {
             return Err(CapError::Backwards { at, next });
         }
         self.next = next;
@@ -103,7 +103,8 @@ impl Capability<'_> {
     fn pairs(&self) -> Result<Vec<(u64, u64)>, CapError> {
         const FIRST: usize = HEADER + 8;
         let count = u32_at(self.bytes, HEADER)? as usize;
-        let short = CapError::Short { what: "a list of ranges", offset: FIRST, len: self.bytes.len() };
+        let short =
+            CapError::Short { what: "a list of ranges", offset: FIRST, len: self.bytes.len() };
         let body = self.bytes.get(FIRST..).ok_or(short)?;
         // The count is compared with what is there before anything is allocated for it.
         let needed = count.checked_mul(16).filter(|needed| *needed <= body.len()).ok_or(short)?;
@@ -155,7 +156,8 @@ pub fn region(answer: &[u8]) -> Result<Region, CapError> {
             return Err(CapError::Range { start: *start, len: *len });
         }
     }
-    let mappable = mappable.into_iter().filter_map(|(start, len)| whole_pages(start, len)).collect();
+    let mappable =
+        mappable.into_iter().filter_map(|(start, len)| whole_pages(start, len)).collect();
     let info = RegionInfo {
         size,
         readable: has(VFIO_REGION_INFO_FLAG_READ),

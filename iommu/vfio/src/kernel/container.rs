@@ -17,7 +17,7 @@ use crate::pci::Tree;
 use crate::{Error, Result};
 
 /// Upper bound of an answer that is worth believing.
-const ANSWER_MAX: usize = 1 << 20;
+const ANSWER_MAX: usize = 64 << 10;
 
 /// An open container. All calls may be made from any thread; the kernel serialises them.
 ///

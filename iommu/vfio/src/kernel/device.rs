@@ -65,7 +65,8 @@ impl KernelDevice {
         };
         let regions =
             (0..info.regions).map(|index| read_region_info(&file, index)).collect::<Result<_>>()?;
-        let irqs = (0..info.irqs).map(|index| read_irq_info(&file, index)).collect::<Result<_>>()?;
+        let irqs =
+            (0..info.irqs).map(|index| read_irq_info(&file, index)).collect::<Result<_>>()?;
         let (tree, enabled) = (tree.clone(), Mutex::default());
         Ok(Self { file, address, tree, info, regions, irqs, enabled, _group: group })
     }
@@ -186,9 +187,9 @@ impl Device for KernelDevice {
 pub fn bar_address(resource: &str, index: u32) -> Option<u64> {
     const BARS: u32 = 6;
     let line = resource.lines().nth(index as usize).filter(|_| index < BARS)?;
-    let mut numbers = line.split_whitespace().map(|number| {
-        u64::from_str_radix(number.strip_prefix("0x").unwrap_or(number), 16).ok()
-    });
+    let mut numbers = line
+        .split_whitespace()
+        .map(|number| u64::from_str_radix(number.strip_prefix("0x").unwrap_or(number), 16).ok());
     let (start, end) = (numbers.next()??, numbers.next()??);
     (end > start).then_some(start)
 }

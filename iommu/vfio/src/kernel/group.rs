@@ -37,13 +37,14 @@ impl Group {
     ) -> Result<Self> {
         refuse_noiommu(tree, number)?;
         let path = tree.path(format!("dev/vfio/{number}"));
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|source| {
-            match source.raw_os_error() {
+        let file =
+            OpenOptions::new().read(true).write(true).open(&path).map_err(|source| match source
+                .raw_os_error()
+            {
                 Some(libc::EBUSY) => Error::GroupBusy { group: number },
                 Some(libc::ENOENT) => Error::NotBound { address },
                 _ => Error::Open { path, source },
-            }
-        })?;
+            })?;
         let mut status = [0; size_of::<vfio_group_status>()];
         ioctl::sized(file.as_fd(), Sized::GroupGetStatus, &mut status)?;
         check_status(tree, number, address, &status)?;

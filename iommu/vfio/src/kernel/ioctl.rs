@@ -103,7 +103,8 @@ pub(super) fn device_fd(group: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 fn set_argsz(arguments: &mut [u8]) -> Result<()> {
     let too_long = |_| Error::usage("an ioctl argument does not fit 32 bits");
     let argsz = u32::try_from(arguments.len()).map_err(too_long)?.to_ne_bytes();
-    let word = arguments.first_chunk_mut().ok_or_else(|| Error::usage("an ioctl argument is empty"))?;
+    let word =
+        arguments.first_chunk_mut().ok_or_else(|| Error::usage("an ioctl argument is empty"))?;
     *word = argsz;
     Ok(())
 }

@@ -65,9 +65,9 @@ impl Step {
     /// The function it concerns.
     pub fn address(&self) -> Address {
         match self {
-            Self::Override(address, _)
-            | Self::Unbind(address, _)
-            | Self::Probe { address, .. } => *address,
+            Self::Override(address, _) | Self::Unbind(address, _) | Self::Probe { address, .. } => {
+                *address
+            }
         }
     }
 }

@@ -1,20 +1,20 @@
 //! The client's end: a device on the other side of a socket.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-use super::channel::{Channel, ChannelError, Wait};
+use super::channel::{Channel, Wait};
+use super::link::{Failure, Link, MAX_REPLY_FDS, take};
 use super::regions::Region;
 use super::version::{self, Capabilities};
-use super::wire::{self, Command, Header};
-use crate::device::REGION_CONFIG;
-use crate::{Device, DeviceInfo, Error, IrqInfo, MappedRegion, RegionInfo, Result};
+use super::wire::{self, Command};
+use crate::{DeviceInfo, Error, IrqInfo, Result};
 
 /// Most regions and interrupt indices that a server is believed to have.
 const MAX_REGIONS: u32 = 64;
@@ -23,11 +23,9 @@ const MAX_IRQS: u32 = 64;
 const REGION_ROOM: u32 = 4096;
 const REGION_ROOM_MOST: u32 = SMALL_REPLY as u32;
 /// Most payload bytes of a reply that has no data in it.
-const SMALL_REPLY: usize = 64 << 10;
+pub(super) const SMALL_REPLY: usize = 64 << 10;
 /// Most data bytes that are asked for or sent in one message, whatever the server allows.
-const MAX_TRANSFER: usize = 1 << 20;
-/// Descriptors that are taken from one reply.
-const MAX_REPLY_FDS: usize = 8;
+pub(super) const MAX_TRANSFER: usize = 1 << 20;
 
 /// How to talk to a server.
 #[derive(Debug, Clone, Copy)]
@@ -55,22 +53,13 @@ impl Default for ConnectOptions {
 /// Merely dropping the device closes the socket, and the server ends its accesses some time later.
 #[derive(Debug)]
 pub struct UserDevice {
-    socket: String,
+    pub(super) socket: String,
     timeout: Duration,
     link: Mutex<Link>,
-    peer: Capabilities,
-    info: DeviceInfo,
-    regions: Vec<Region>,
-    irqs: Vec<IrqInfo>,
-}
-
-/// What the lock guards.
-#[derive(Debug)]
-struct Link {
-    channel: Channel,
-    next_id: u16,
-    payload: Vec<u8>,
-    dead: bool,
+    pub(super) peer: Capabilities,
+    pub(super) info: DeviceInfo,
+    pub(super) regions: Vec<Region>,
+    pub(super) irqs: Vec<IrqInfo>,
 }
 
 impl UserDevice {
@@ -107,12 +96,7 @@ impl UserDevice {
         let mut device = Self {
             socket,
             timeout: options.timeout,
-            link: Mutex::new(Link {
-                channel: Channel::new(stream),
-                next_id: 0,
-                payload: Vec::new(),
-                dead: false,
-            }),
+            link: Mutex::new(Link::new(Channel::new(stream))),
             peer: Capabilities::default(),
             info: DeviceInfo { regions: 0, irqs: 0, can_reset: false },
             regions: Vec::new(),
@@ -282,58 +266,14 @@ impl UserDevice {
         })
     }
 
-    fn set_irqs(
-        &self,
-        flags: u32,
-        index: u32,
-        start: u32,
-        count: u32,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<()> {
-        let argsz = size_of::<wire::IrqSet>() as u32;
-        let set = wire::IrqSet { argsz, flags, index, start, count };
-        let command = Command::DEVICE_SET_IRQS;
-        self.call(command, &[set.as_bytes()], fds, SMALL_REPLY, |_, _| Ok(()))
-    }
-
-    fn entry(&self, index: u32) -> Result<&Region> {
-        self.regions.get(index as usize).ok_or_else(|| {
-            Error::usage(format!(
-                "region {index} of a device with {} regions ({})",
-                self.regions.len(),
-                self.socket
-            ))
-        })
-    }
-
-    /// Checks an access of `len` bytes before it is sent.
-    fn check_access(&self, index: u32, offset: u64, len: usize) -> Result<()> {
-        let size = self.entry(index)?.info.size;
-        match offset.checked_add(len as u64) {
-            Some(end) if end <= size => Ok(()),
-            _ => Err(Error::usage(format!(
-                "{len} bytes at {offset:#x} are not inside region {index} of {size:#x} bytes"
-            ))),
-        }
-    }
-
-    /// Most data bytes of one message.
-    fn transfer(&self) -> usize {
-        MAX_TRANSFER.min(self.peer.max_data_xfer_size as usize)
-    }
-
     fn lock(&self) -> MutexGuard<'_, Link> {
         // A panic inside a call cannot leave half a message behind: `dead` is set first.
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lost(&self, command: Command, source: ChannelError) -> Error {
-        Error::UserLost { socket: self.socket.clone(), command, source }
-    }
-
     /// One round trip. `read` gets the reply's payload and descriptors; what it complains about
     /// is a breach of the protocol.
-    fn call<T>(
+    pub(super) fn call<T>(
         &self,
         command: Command,
         parts: &[&[u8]],
@@ -366,207 +306,8 @@ impl UserDevice {
         let socket = || self.socket.clone();
         outcome.map_err(|failure| match failure {
             Failure::Refused(errno) => Error::UserRefused { socket: socket(), command, errno },
-            Failure::Lost(source) => self.lost(command, source),
+            Failure::Lost(source) => Error::UserLost { socket: socket(), command, source },
             Failure::Protocol(detail) => Error::UserProtocol { socket: socket(), command, detail },
         })
-    }
-}
-
-/// How a round trip failed.
-enum Failure {
-    Refused(Errno),
-    Lost(ChannelError),
-    Protocol(String),
-}
-
-impl Link {
-    /// Sends nothing any more.
-    fn close(&mut self) {
-        self.dead = true;
-        // Fails only when the other side is gone already.
-        let _ = self.channel.stream().shutdown(std::net::Shutdown::Write);
-    }
-
-    /// Sends a command and waits for its reply, whose payload is left in `self.payload`.
-    fn exchange(
-        &mut self,
-        command: Command,
-        parts: &[&[u8]],
-        fds: &[BorrowedFd<'_>],
-        max_reply: usize,
-        wait: Wait<'_>,
-    ) -> Result<(Header, Vec<OwnedFd>), Failure> {
-        let id = self.next_id;
-        self.next_id = id.wrapping_add(1);
-        let header = Header::command(id, command, parts.iter().map(|part| part.len()).sum());
-        self.channel.send(&header, parts, fds, wait).map_err(Failure::Lost)?;
-        loop {
-            let message = self
-                .channel
-                .recv(&mut self.payload, max_reply, MAX_REPLY_FDS, wait)
-                .map_err(Failure::Lost)?;
-            let got = message.header;
-            if got.is_command() {
-                // The server may ask for client memory; there is none that it could not map.
-                if !got.no_reply() {
-                    let reply = got.failure(libc::ENOTSUP);
-                    self.channel.send(&reply, &[], &[], wait).map_err(Failure::Lost)?;
-                }
-                if wait.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                    return Err(Failure::Lost(ChannelError::TimedOut));
-                }
-                continue;
-            }
-            if !got.is_reply() || got.id != id || got.kind() != command {
-                return Err(Failure::Protocol(format!(
-                    "message {} ({}, flags {:#x}) in place of the reply to message {id}",
-                    got.id,
-                    got.kind(),
-                    got.flags
-                )));
-            }
-            if message.lost_fds {
-                return Err(Failure::Protocol(
-                    "more descriptors than expected, or than this process may open".into(),
-                ));
-            }
-            return Ok((got, message.fds));
-        }
-    }
-}
-
-/// The structure that a reply begins with.
-fn take<T: FromBytes>(payload: &[u8]) -> Result<T, String> {
-    T::read_from_prefix(payload)
-        .map(|(value, _)| value)
-        .map_err(|_| format!("{} bytes of payload, not {}", payload.len(), size_of::<T>()))
-}
-
-impl Device for UserDevice {
-    fn info(&self) -> DeviceInfo {
-        self.info
-    }
-
-    fn region(&self, index: u32) -> Result<RegionInfo> {
-        Ok(self.entry(index)?.info.clone())
-    }
-
-    fn read_region(&self, index: u32, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.check_access(index, offset, buf.len())?;
-        let mut offset = offset;
-        for chunk in buf.chunks_mut(self.transfer()) {
-            let count = chunk.len() as u32;
-            let ask = wire::RegionAccess { offset, region: index, count };
-            let max = size_of_val(&ask) + chunk.len();
-            offset += chunk.len() as u64;
-            self.call(Command::REGION_READ, &[ask.as_bytes()], &[], max, |payload, _| {
-                let access = take::<wire::RegionAccess>(payload)?;
-                let data = &payload[size_of_val(&access)..];
-                if access != ask || data.len() != chunk.len() {
-                    return Err(format!("{} bytes for {access:?} instead of {ask:?}", data.len()));
-                }
-                chunk.copy_from_slice(data);
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
-        self.check_access(index, offset, data.len())?;
-        let mut offset = offset;
-        for chunk in data.chunks(self.transfer()) {
-            let count = chunk.len() as u32;
-            let ask = wire::RegionAccess { offset, region: index, count };
-            offset += chunk.len() as u64;
-            let parts = [ask.as_bytes(), chunk];
-            self.call(Command::REGION_WRITE, &parts, &[], SMALL_REPLY, |payload, _| {
-                let access = take::<wire::RegionAccess>(payload)?;
-                if access.count != count {
-                    return Err(format!("{} bytes written of {count}", access.count));
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    fn map_region(&self, index: u32, offset: u64, len: u64) -> Result<MappedRegion> {
-        let region = self.entry(index)?;
-        let fd = region.fd.as_ref().filter(|_| region.is_mappable(offset, len));
-        let (Some(fd), Ok(bytes)) = (fd, usize::try_from(len)) else {
-            return Err(Error::usage(format!(
-                "{len:#x} bytes at {offset:#x} of region {index} cannot be mapped; the server at \
-                 {} lets these (offset, length) be mapped: {:x?}",
-                self.socket, region.info.mappable
-            )));
-        };
-        MappedRegion::new(fd.as_fd(), region.offset + offset, bytes)
-    }
-
-    fn bus_address(&self, index: u32) -> Result<u64> {
-        if index > 5 {
-            return Err(Error::usage(format!("region {index} is not a BAR")));
-        }
-        let register = 0x10 + u64::from(index) * 4;
-        let low = self.read_u32(REGION_CONFIG, register)?;
-        if low & 1 != 0 {
-            return Ok(u64::from(low & !0x3));
-        }
-        let base = u64::from(low & !0xf);
-        if low & 0x6 != 0x4 {
-            return Ok(base);
-        }
-        if index == 5 {
-            return Err(Error::UserProtocol {
-                socket: self.socket.clone(),
-                command: Command::REGION_READ,
-                detail: "BAR 5 claims to be 64 bits wide".into(),
-            });
-        }
-        Ok(u64::from(self.read_u32(REGION_CONFIG, register + 4)?) << 32 | base)
-    }
-
-    fn irq(&self, index: u32) -> Result<IrqInfo> {
-        self.irqs.get(index as usize).copied().ok_or_else(|| {
-            Error::usage(format!(
-                "interrupt index {index} of {} ({})",
-                self.irqs.len(),
-                self.socket
-            ))
-        })
-    }
-
-    fn enable_irqs(&self, index: u32, fds: &[Option<BorrowedFd<'_>>]) -> Result<()> {
-        let info = self.irq(index)?;
-        if fds.is_empty() || fds.len() > info.count as usize || !info.eventfd {
-            return Err(Error::usage(format!(
-                "{} eventfds for interrupt index {index}, which takes 1 to {}",
-                fds.len(),
-                if info.eventfd { info.count } else { 0 }
-            )));
-        }
-        // One message binds only, or unbinds only, and carries as many as the server takes.
-        let most = (self.peer.max_msg_fds.max(1) as usize).min(super::scm::SCM_MAX_FD);
-        let flags = wire::IRQ_SET_DATA_EVENTFD | wire::IRQ_SET_ACTION_TRIGGER;
-        let mut start = 0;
-        for run in fds.chunk_by(|a, b| a.is_some() == b.is_some()) {
-            for chunk in run.chunks(most) {
-                let bound: Vec<BorrowedFd<'_>> = chunk.iter().flatten().copied().collect();
-                self.set_irqs(flags, index, start, chunk.len() as u32, &bound)?;
-                start += chunk.len() as u32;
-            }
-        }
-        Ok(())
-    }
-
-    fn disable_irqs(&self, index: u32) -> Result<()> {
-        self.irq(index)?;
-        let flags = wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_TRIGGER;
-        self.set_irqs(flags, index, 0, 0, &[])
-    }
-
-    fn reset(&self) -> Result<()> {
-        self.call(Command::DEVICE_RESET, &[], &[], SMALL_REPLY, |_, _| Ok(()))
     }
 }

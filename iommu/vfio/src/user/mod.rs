@@ -12,7 +12,9 @@ pub mod wire;
 
 mod client;
 mod fuzz;
+mod link;
 mod regions;
+mod registers;
 mod scm;
 
 pub use channel::{Channel, ChannelError, Message, Wait};

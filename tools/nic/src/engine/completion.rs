@@ -12,6 +12,7 @@ use holdfast_wire::wqe::Opcode;
 use super::config::MissPolicy;
 use super::host::{Completion, CqRefusal, Fetch, Host, RecvQueue};
 use super::nic::Nic;
+use super::qp::Qp;
 use super::sched::Sched;
 
 /// What became of a completion.
@@ -62,7 +63,7 @@ impl<H: Host> Nic<H> {
         }
         self.event(EventKind::CqError, cq);
         for handle in self.qps.handles().collect::<Vec<_>>() {
-            let attached = |qp: &super::qp::Qp| qp.init.send_cq == cq || qp.init.recv_cq == cq;
+            let attached = |qp: &Qp| qp.init.send_cq == cq || qp.init.recv_cq == cq;
             if self.qps.get(handle).is_some_and(|qp| attached(qp)) {
                 self.fatal(sched, handle);
             }
@@ -143,12 +144,13 @@ impl<H: Host> Nic<H> {
         fetch
     }
 
-    /// Counts a miss against a stall that began at `since`. Says when to try again; `None` when the
+    /// Counts a miss against one half of a queue pair. Says when to try again; `None` when the
     /// policy's patience is over.
     #[cold]
-    pub(crate) fn stall(&mut self, since: &mut Option<u64>, now: u64) -> Option<u64> {
+    pub(crate) fn stall(&mut self, handle: u32, half: Half, now: u64) -> Option<u64> {
         self.counters.translation_misses += 1;
         let MissPolicy::Stall { bound } = self.config.miss else { return None };
+        let since = half.since(self.qps.get_mut(handle)?);
         if since.is_none() {
             self.counters.stalls += 1;
         }
@@ -156,20 +158,43 @@ impl<H: Host> Nic<H> {
         let waited = now.saturating_sub(began);
         let bound = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
         if waited >= bound {
-            self.unstall(since, now);
+            self.unstall(handle, half, now);
             return None;
         }
-        // Often at first, and never after the bound.
-        Some(now + (waited / 8).clamp(10_000, 1_000_000).min(bound - waited).max(1))
+        // Often at first, and not after the bound.
+        Some(now.saturating_add(patience(waited).min(bound - waited)))
     }
 
     /// A stall is over, one way or the other.
     #[inline]
-    pub(crate) fn unstall(&mut self, since: &mut Option<u64>, now: u64) {
-        if let Some(began) = since.take() {
+    pub(crate) fn unstall(&mut self, handle: u32, half: Half, now: u64) {
+        if let Some(qp) = self.qps.get_mut(handle)
+            && let Some(began) = half.since(qp).take()
+        {
             self.counters.stall_ns += now.saturating_sub(began);
         }
     }
+}
+
+/// One half of a queue pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Half {
+    Sender,
+    Receiver,
+}
+
+impl Half {
+    fn since(self, qp: &mut Qp) -> &mut Option<u64> {
+        match self {
+            Half::Sender => &mut qp.sender.stalled_since,
+            Half::Receiver => &mut qp.receiver.stalled_since,
+        }
+    }
+}
+
+/// How long to wait before another try, in nanoseconds, after `waited` of waiting.
+pub(crate) fn patience(waited: u64) -> u64 {
+    (waited / 8).clamp(10_000, 1_000_000)
 }
 
 /// The completion opcode of a send request.

@@ -323,6 +323,9 @@ impl<H: Host> Engine<H> {
         let Some(found) = self.nics[nic.0].qps.get(qp) else { return false };
         let at = found.me;
         self.run(at, now, &mut Budget::new());
+        if !self.links.is_empty() {
+            self.links.flush(now);
+        }
         self.sched.ready_len() > 0
     }
 

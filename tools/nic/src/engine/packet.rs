@@ -168,7 +168,7 @@ pub(crate) enum Reply {
     /// A translation is missing for now; try again soon.
     Busy { psn: u32 },
     /// The requester's own memory was gone (only within a process).
-    SourceGone,
+    RequesterGone,
     /// Nobody answers.
     Silence,
 }

@@ -40,6 +40,8 @@ pub(crate) struct Sender {
     pub(crate) ack_deadline: u64,
     /// Since when its own memory misses.
     pub(crate) stalled_since: Option<u64>,
+    /// Since when the peer says that it is busy.
+    pub(crate) busy_since: Option<u64>,
     /// READ bytes asked of a link and not yet answered.
     pub(crate) read_credit: u64,
 }
@@ -123,6 +125,7 @@ impl Qp {
                 wait_until: 0,
                 ack_deadline: 0,
                 stalled_since: None,
+                busy_since: None,
                 read_credit: 0,
             },
             receiver: Receiver {
@@ -173,7 +176,8 @@ impl Qp {
 
     /// The earliest time that something is due, if anything is.
     pub(crate) fn deadline(&self) -> Option<u64> {
-        [self.sender.wait_until, self.sender.ack_deadline].into_iter().filter(|t| *t != 0).min()
+        let due = [self.sender.wait_until, self.sender.ack_deadline];
+        due.into_iter().filter(|t| *t != 0 && *t != u64::MAX).min()
     }
 
     /// Starts the clock for an acknowledgement, or stops it when none is awaited.
@@ -186,6 +190,7 @@ impl Qp {
     pub(crate) fn refill_retries(&mut self) {
         self.sender.retries = self.attr.retry_cnt;
         self.sender.rnr_retries = self.attr.rnr_retry;
+        self.sender.busy_since = None;
     }
 
     /// Back to how it was created.

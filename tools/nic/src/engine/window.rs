@@ -172,4 +172,25 @@ impl Window {
         }
         news
     }
+
+    /// The READ or atomic that awaits an answer at packet `psn`, if it is the next to be answered:
+    /// its position. Everything before counts as acknowledged.
+    pub(crate) fn due(&mut self, psn: u32, packets: u32) -> Option<usize> {
+        self.acknowledge(psn);
+        let n = self.iter().position(|w| !w.is_over())?;
+        let w = self.get(n)?;
+        let ahead = psn_diff(psn, w.psn);
+        let expected = w.answered && ahead >= 0 && ahead as u32 == w.acked;
+        (expected && packets > 0 && packets <= w.sent.saturating_sub(w.acked)).then_some(n)
+    }
+
+    /// Takes `packets` packets from `psn` as answered. Says whether they were due.
+    #[inline]
+    pub(crate) fn answered(&mut self, psn: u32, packets: u32) -> bool {
+        let Some(n) = self.due(psn, packets) else { return false };
+        if let Some(w) = self.get_mut(n) {
+            w.acked += packets;
+        }
+        true
+    }
 }

@@ -15,7 +15,9 @@
 //! impossible that both miss the other's store. `tests/loom_fence.rs` checks all of this, and that
 //! it breaks when the wait is left out.
 
-use super::sync::{Arc, AtomicU64, Ordering, fence, spin_loop, yield_now};
+use std::sync::Arc;
+
+use super::sync::{AtomicU64, Ordering, fence, spin_loop, yield_now};
 
 const OFFLINE: u64 = u64::MAX;
 
@@ -109,7 +111,8 @@ impl Quiescer {
     /// Comes back online. True when something was removed meanwhile.
     pub fn online(&mut self) -> bool {
         let generation = self.fence.generation.0.load(Ordering::Acquire);
-        self.fence.seen.0.store(generation, Ordering::Relaxed);
+        // Release: the writer may see this store instead of the one that went offline.
+        self.fence.seen.0.store(generation, Ordering::Release);
         fence(Ordering::SeqCst);
         self.online = true;
         let changed = generation != self.local;

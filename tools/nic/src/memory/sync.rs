@@ -3,14 +3,12 @@
 #[cfg(loom)]
 pub(super) use loom::{
     hint::spin_loop,
-    sync::Arc,
     sync::atomic::{AtomicU64, Ordering, fence},
     thread::yield_now,
 };
 #[cfg(not(loom))]
 pub(super) use std::{
     hint::spin_loop,
-    sync::Arc,
     sync::atomic::{AtomicU64, Ordering, fence},
     thread::yield_now,
 };

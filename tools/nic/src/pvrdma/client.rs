@@ -2,7 +2,7 @@
 
 use holdfast_wire::PAGE_SIZE;
 use holdfast_wire::pdir::{ENTRIES, MAX_PAGES};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::memory::Reader;
 

@@ -88,22 +88,16 @@ impl WorkRing {
         (self.size.slots() as usize * self.stride).div_ceil(holdfast_wire::PAGE_SIZE)
     }
 
-    /// Takes up the indices that stand in the state page (a client may start anywhere).
-    pub fn adopt(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> Result<(), Miss> {
+    /// Starts over where the client's tail stands, dropping what is posted: what a queue pair does
+    /// that leaves RESET. Drivers put both indices to 0 meanwhile, but need not.
+    pub fn restart(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> Result<(), Miss> {
+        let gone = Miss { iova: pages.iova(0) };
         let state = pages.page(reader, 0)?;
-        let gone = |_| Miss { iova: pages.iova(0) };
-        let (tail, head) = (
-            state.load_u32(self.state).map_err(gone)?,
-            state.load_u32(self.state + 4).map_err(gone)?,
-        );
-        let head = if self.size.queued(tail, head).is_some() { head } else { 0 };
-        (self.head, self.published, self.tail) = (head, head, head);
+        let tail = state.load_u32(self.state).map_err(|_| gone)?;
+        let at = if self.size.is_valid(tail) { tail } else { 0 };
+        state.store_u32(self.state + 4, at).map_err(|_| gone)?;
+        (self.head, self.published, self.tail) = (at, at, at);
         Ok(())
-    }
-
-    /// Drops what is posted and starts over, as a queue pair does that goes to RESET.
-    pub fn restart(&mut self) {
-        (self.head, self.published, self.tail) = (0, 0, 0);
     }
 
     /// Asks the cache for the line of the tail and for the next slot.

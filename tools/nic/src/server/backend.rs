@@ -67,7 +67,9 @@ pub struct Irq {
 /// What the client wants of the vectors from `start` on, one element per vector.
 #[derive(Debug)]
 pub enum IrqAction {
-    /// Bind each vector to that eventfd, or to none, and enable the index.
+    /// Bind each vector to that eventfd, or to none, and enable the index. What the client sent
+    /// may be no eventfd, or one whose counter is full: a write to it must not be allowed to block
+    /// the device (poll it for `POLLOUT` first, or set it to non-blocking).
     Bind(Vec<Option<OwnedFd>>),
     /// Fire these vectors now, as if the device had.
     Fire(Vec<bool>),

@@ -105,7 +105,7 @@ impl Listener {
     }
 
     /// The next client; `None` when `shutdown` is triggered.
-    fn accept(&self, shutdown: &Shutdown) -> Result<Option<UnixStream>, ServerError> {
+    pub(crate) fn accept(&self, shutdown: &Shutdown) -> Result<Option<UnixStream>, ServerError> {
         let failed = |errno| ServerError::Accept { path: self.path.display().to_string(), errno };
         loop {
             let mut fds = [

@@ -20,6 +20,8 @@ pub const BAR0: u64 = 0x2000;
 pub const BAR2: u64 = 0x8000;
 /// As [`BAR0`].
 pub const CONFIG: u64 = 256;
+/// Where in BAR 0 a 32-bit write of a number fires that MSI-X vector.
+pub const FIRE: u64 = 0x1000;
 /// Vectors of MSI-X.
 pub const VECTORS: u32 = 40;
 /// The mappable parts of BAR 2.
@@ -118,7 +120,12 @@ impl Backend for Toy {
         assert!(!data.is_empty());
         let start = offset as usize;
         match region {
-            0 => self.bar0[start..][..data.len()].copy_from_slice(data),
+            0 => {
+                self.bar0[start..][..data.len()].copy_from_slice(data);
+                if let (FIRE, Ok(vector)) = (offset, data.try_into()) {
+                    self.fire(u32::from_le_bytes(vector) as usize);
+                }
+            }
             2 => self.file().write_all_at(data, offset).map_err(|_| Errno::EIO)?,
             7 => self.config[start..][..data.len()].copy_from_slice(data),
             _ => unreachable!("region {region} cannot be written"),

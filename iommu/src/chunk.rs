@@ -1,0 +1,64 @@
+//! A chunk: what one call mapped, and so the unit in which memory can be taken away.
+
+use crate::scrap::Use;
+use crate::{IovaRange, Prot};
+
+/// The unit of mapping.
+pub(crate) struct Chunk {
+    pub(crate) prot: Prot,
+    pub(crate) on: On,
+}
+
+/// What a chunk stands on.
+pub(crate) enum On {
+    Memory,
+    Scrap(Use),
+    Nothing,
+}
+
+/// What stands behind a chunk, for whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// The memory it was mapped with or restored to.
+    Memory,
+    /// Scrap.
+    Scrap,
+    /// Nothing: accesses fail.
+    Nothing,
+}
+
+/// A chunk and what stands behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// Its addresses.
+    pub range: IovaRange,
+    /// What stands behind them.
+    pub behind: Behind,
+}
+
+impl Chunk {
+    /// What stands behind it.
+    pub(crate) fn behind(&self) -> Behind {
+        match self.on {
+            On::Memory => Behind::Memory,
+            On::Scrap(_) => Behind::Scrap,
+            On::Nothing => Behind::Nothing,
+        }
+    }
+
+    /// How many bytes one mapping of the domain takes of a chunk of `len` bytes.
+    pub(crate) fn step(&self, len: u64) -> u64 {
+        match &self.on {
+            On::Scrap(scrap) => len.min(scrap.memory().len()),
+            On::Memory | On::Nothing => len,
+        }
+    }
+
+    /// How many mappings of the domain a chunk of `len` bytes takes.
+    pub(crate) fn mappings(&self, len: u64) -> u64 {
+        match self.on {
+            On::Nothing => 0,
+            On::Memory | On::Scrap(_) => len.div_ceil(self.step(len)),
+        }
+    }
+}

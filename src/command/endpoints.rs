@@ -1,0 +1,368 @@
+//! The two ends of a test: devices opened, regions registered, queue pairs connected.
+//!
+//! By default both ends are in this process, on two NICs of one emulated NIC process that is
+//! started for the command. With `--server` or `--connect`, this process has one end and a TCP
+//! connection to the process that has the other. A [`Session`] has whichever ends are here: the
+//! *active* one starts each exchange, the *passive* one answers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use holdfast::connect::{Endpoint, Exchange, Listener};
+use holdfast::{
+    Access, Completion, CompletionQueue, Device, DeviceAddress, Memory, MemoryRegion, Populate,
+    QueuePair, QueuePairOptions, Remote, Source,
+};
+
+use super::affinity::{self, Placement};
+use super::child::NicChild;
+use super::watch::Watch;
+use super::{Usage, interrupt, parse};
+
+/// Which devices, and where things run.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceOptions {
+    /// Device: emulated, vfio-user:PATH, or a PCI address; given twice, one for each end
+    #[arg(long = "device", value_name = "DEVICE", default_value = "emulated")]
+    pub devices: Vec<DeviceAddress>,
+
+    /// Processor of the measuring thread [default: the last one allowed]
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<usize>,
+
+    /// Processor of the emulated NIC [default: another one, where there are two]
+    #[arg(long, value_name = "N")]
+    pub nic_cpu: Option<usize>,
+
+    /// Run the emulated NIC on threads of this process
+    #[arg(long, hide = true)]
+    pub in_process: bool,
+}
+
+/// Which devices, and whether the other end is in another process.
+#[derive(Debug, Clone, Args)]
+pub struct EndpointOptions {
+    #[command(flatten)]
+    pub device: DeviceOptions,
+
+    /// Be the passive end: wait here for another process
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "connect")]
+    pub server: Option<String>,
+
+    /// Be the active end: connect to the process that waits there
+    #[arg(long, value_name = "HOST:PORT")]
+    pub connect: Option<String>,
+
+    /// How long to wait for the other end, or for a sign of life of the device
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse::seconds)]
+    pub timeout: Duration,
+}
+
+impl DeviceOptions {
+    /// The devices as they were given.
+    pub fn name(&self) -> String {
+        let names: Vec<String> = self.devices.iter().map(ToString::to_string).collect();
+        names.join(",")
+    }
+
+    /// Where the measuring thread and the NIC run.
+    pub fn placement(&self) -> Placement {
+        Placement::choose(self.cpu, self.nic_cpu, &affinity::allowed())
+    }
+}
+
+impl EndpointOptions {
+    /// Options for both ends in this process.
+    pub fn local(device: DeviceOptions, timeout: Duration) -> Self {
+        Self { device, server: None, connect: None, timeout }
+    }
+
+    /// Refuses what cannot work.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let devices = &self.device.devices;
+        let remote = self.server.is_some() || self.connect.is_some();
+        if devices.len() > 2 || (remote && devices.len() > 1) {
+            let most = if remote { "one --device (this end's)" } else { "two --device" };
+            return Err(Usage::error(format!("{} devices given; at most {most}", devices.len())));
+        }
+        let emulated = devices.contains(&DeviceAddress::Emulated);
+        if remote && emulated {
+            return Err(Usage::error(
+                "--server and --connect need NICs that are joined, and each process would start \
+                 an emulated one of its own. Serve two, and give each process one:\n  \
+                 holdfast nic --socket /tmp/a.sock --socket /tmp/b.sock\n  \
+                 ... --server 127.0.0.1:18515 --device vfio-user:/tmp/a.sock\n  \
+                 ... --connect 127.0.0.1:18515 --device vfio-user:/tmp/b.sock",
+            ));
+        }
+        if emulated && devices.len() > 1 {
+            return Err(Usage::error(
+                "'emulated' already stands for two NICs, one for each end; give it alone",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What each end is made of.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// What both sides must agree on.
+    pub purpose: String,
+    /// Bytes needed in each region.
+    pub bytes: usize,
+    /// What the passive end's region is made of; the active end's is a memfd.
+    pub region: Source,
+    /// Queue pairs.
+    pub qps: u32,
+    /// Depth of each send queue.
+    pub send_depth: u32,
+    /// Depth of each receive queue.
+    pub recv_depth: u32,
+    /// Inline bytes wanted, if the device has them.
+    pub inline: u32,
+}
+
+/// One end.
+#[derive(Debug)]
+pub struct End {
+    /// Connected, in the order of the peer's.
+    pub qps: Vec<QueuePair>,
+    /// Where sends of all of them complete.
+    pub send_cq: CompletionQueue,
+    /// Where receives of all of them complete.
+    pub recv_cq: CompletionQueue,
+    /// This end's memory, which the peer reaches.
+    pub region: MemoryRegion,
+    /// The peer's memory.
+    pub remote: Remote,
+    /// Bytes of it.
+    pub remote_len: u64,
+    // Last: everything above belongs to it.
+    device: Device,
+}
+
+/// The ends that are in this process.
+#[derive(Debug)]
+pub struct Session {
+    /// The end that starts each exchange.
+    pub active: Option<End>,
+    /// The end that answers.
+    pub passive: Option<End>,
+    /// The connection to the other process, if there is one.
+    pub exchange: Option<Exchange>,
+    /// What to wait for at most.
+    pub timeout: Duration,
+    // Ends after the ends.
+    _nic: Option<Nic>,
+}
+
+/// The emulated NIC of a session.
+#[derive(Debug)]
+enum Nic {
+    Child(NicChild),
+    Threads(#[allow(dead_code, reason = "kept for its end")] super::nic::InProcess),
+}
+
+impl Session {
+    /// Starts the NIC, if it is this command's to start, and connects the ends. Call it on the
+    /// main thread: the NIC's process ends with the thread that started it.
+    pub fn start(options: &EndpointOptions, shape: &Shape) -> anyhow::Result<Self> {
+        let (devices, nic) = open(&options.device)?;
+        interrupt::check()?;
+        let mut session = Self {
+            active: None,
+            passive: None,
+            exchange: None,
+            timeout: options.timeout,
+            _nic: nic,
+        };
+        let (first, second) = devices;
+        match (&options.server, &options.connect) {
+            (Some(address), _) => session.serve(address, first, shape)?,
+            (None, Some(address)) => session.call(address, first, shape)?,
+            (None, None) => {
+                let mut active = End::new(first, &Source::Memfd, shape)?;
+                let mut passive = End::new(second, &shape.region, shape)?;
+                let (a, p) = (active.describe(shape), passive.describe(shape));
+                active.connect(&p)?;
+                passive.connect(&a)?;
+                (session.active, session.passive) = (Some(active), Some(passive));
+            }
+        }
+        Ok(session)
+    }
+
+    fn serve(&mut self, address: &str, device: Device, shape: &Shape) -> anyhow::Result<()> {
+        let mut end = End::new(device, &shape.region, shape)?;
+        let listener = Listener::bind(address)?;
+        eprintln!("waiting for the other end on {}", listener.local_address()?);
+        let mut exchange = listener.accept(self.timeout, Some(interrupt::requested))?;
+        end.meet(&mut exchange, shape)?;
+        (self.passive, self.exchange) = (Some(end), Some(exchange));
+        Ok(())
+    }
+
+    fn call(&mut self, address: &str, device: Device, shape: &Shape) -> anyhow::Result<()> {
+        let mut end = End::new(device, &Source::Memfd, shape)?;
+        let mut exchange =
+            Exchange::connect(address, self.timeout, Some(interrupt::requested))?;
+        end.meet(&mut exchange, shape)?;
+        (self.active, self.exchange) = (Some(end), Some(exchange));
+        Ok(())
+    }
+
+    /// A watch over waiting loops.
+    pub fn watch(&self) -> Watch {
+        Watch::new(self.timeout)
+    }
+
+    /// Waits until the other process has come to the same point, if there is one; for as long as
+    /// `extra` beyond the usual time.
+    pub fn line_up(&mut self, name: &str, extra: Duration) -> anyhow::Result<()> {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.set_timeout(self.timeout + extra);
+            exchange.barrier(name)?;
+        }
+        Ok(())
+    }
+}
+
+impl End {
+    fn new(device: Device, source: &Source, shape: &Shape) -> anyhow::Result<Self> {
+        let memory = Memory::open(source, shape.bytes, Populate::Yes)?;
+        let pd = device.protection_domain()?;
+        let region = pd.register(memory, Access::ALL)?;
+        let send_cq = device.completion_queue(shape.send_depth * shape.qps)?;
+        let recv_cq = device.completion_queue(shape.recv_depth.max(1) * shape.qps)?;
+        let options = QueuePairOptions {
+            send_depth: shape.send_depth,
+            recv_depth: shape.recv_depth,
+            inline: shape.inline.min(device.max_inline()),
+            ..QueuePairOptions::default()
+        };
+        let qps = (0..shape.qps)
+            .map(|_| pd.queue_pair(&options, &send_cq, &recv_cq))
+            .collect::<holdfast::Result<_>>()?;
+        let (remote, remote_len) = (Remote::default(), 0);
+        Ok(Self { qps, send_cq, recv_cq, region, remote, remote_len, device })
+    }
+
+    /// What the peer needs to know.
+    fn describe(&self, shape: &Shape) -> Endpoint {
+        Endpoint {
+            purpose: shape.purpose.clone(),
+            gid: self.device.gid(),
+            mtu: self.device.mtu(),
+            queue_pairs: self.qps.iter().map(QueuePair::info).collect(),
+            regions: vec![self.region.remote()],
+        }
+    }
+
+    fn meet(&mut self, exchange: &mut Exchange, shape: &Shape) -> anyhow::Result<()> {
+        let theirs = exchange.swap(&self.describe(shape))?;
+        self.connect(&theirs)?;
+        let [region] = theirs.regions.as_slice() else {
+            anyhow::bail!("the peer offers {} regions; one was expected", theirs.regions.len());
+        };
+        anyhow::ensure!(
+            region.len >= shape.bytes as u64,
+            "the peer's region has {:#x} bytes, but {:#x} are needed",
+            region.len,
+            shape.bytes
+        );
+        exchange.barrier("connected")?;
+        Ok(())
+    }
+
+    fn connect(&mut self, peer: &Endpoint) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            peer.queue_pairs.len() == self.qps.len() && !peer.regions.is_empty(),
+            "the peer has {} queue pairs, this side {}",
+            peer.queue_pairs.len(),
+            self.qps.len()
+        );
+        for (qp, info) in self.qps.iter_mut().zip(&peer.queue_pairs) {
+            qp.connect(info, peer)?;
+        }
+        self.remote = Remote { addr: peer.regions[0].addr, rkey: peer.regions[0].rkey };
+        self.remote_len = peer.regions[0].len;
+        Ok(())
+    }
+
+    /// The peer's memory at `offset`.
+    #[inline(always)]
+    pub fn remote_at(&self, offset: usize) -> Remote {
+        Remote { addr: self.remote.addr + offset as u64, rkey: self.remote.rkey }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// Takes one completion from `cq`, waiting for it, and fails unless it is a success.
+#[inline]
+pub fn wait_for(
+    cq: &mut CompletionQueue,
+    watch: &mut Watch,
+    what: &'static str,
+) -> anyhow::Result<Completion> {
+    let mut completion = [Completion::default()];
+    while cq.poll(&mut completion)? == 0 {
+        watch.tick(what)?;
+    }
+    watch.progress();
+    succeeded(&completion[0])?;
+    Ok(completion[0])
+}
+
+/// Fails unless the completion is a success.
+#[inline(always)]
+pub fn succeeded(completion: &Completion) -> Result<(), Failed> {
+    if completion.is_success() { Ok(()) } else { Err(Failed(*completion)) }
+}
+
+/// A work request was not carried out.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a work request failed: {:?} ({:?}, device's own code {:#x})",
+    .0.status, .0.opcode, .0.vendor_err
+)]
+pub struct Failed(pub Completion);
+
+/// The devices of both ends (the same one twice, where one was named), and the NIC, if it was
+/// started here.
+fn open(options: &DeviceOptions) -> anyhow::Result<((Device, Device), Option<Nic>)> {
+    let placement = options.placement();
+    let (addresses, nic) = match options.devices.as_slice() {
+        [DeviceAddress::Emulated] => {
+            let (sockets, nic) = start_nic(options.in_process, placement)?;
+            (sockets.into_iter().map(DeviceAddress::VfioUser).collect(), Some(nic))
+        }
+        addresses => (addresses.to_vec(), None),
+    };
+    let open = |address: &DeviceAddress| {
+        Device::open(address).with_context(|| format!("cannot open {address}"))
+    };
+    let first = open(&addresses[0])?;
+    let second = match addresses.get(1) {
+        Some(address) => open(address)?,
+        None => first.clone(),
+    };
+    Ok(((first, second), nic))
+}
+
+fn start_nic(in_process: bool, placement: Placement) -> anyhow::Result<(Vec<PathBuf>, Nic)> {
+    // A processor of its own is worth polling on.
+    let poll = placement.nic.is_some() && placement.nic != placement.bench;
+    if in_process {
+        let nic = super::nic::InProcess::start(2, placement.nic, poll)?;
+        return Ok((nic.sockets().to_vec(), Nic::Threads(nic)));
+    }
+    let nic = NicChild::start(2, placement.nic, poll)?;
+    Ok((nic.sockets().to_vec(), Nic::Child(nic)))
+}

@@ -1,0 +1,203 @@
+//! A device, opened: its transport, its address space, its driver, and a GID to be reached by.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use holdfast_driver as driver;
+use holdfast_iommu::{AddressSpace, Type1Domain, VfioUserDomain};
+use holdfast_vfio::pci::Tree;
+use holdfast_vfio::{kernel, user};
+use holdfast_wire::attr::mtu_bytes;
+
+use crate::dma::DmaPool;
+use crate::emulated::EmulatedNic;
+use crate::protection_domain::ProtectionDomain;
+use crate::{CompletionQueue, DeviceAddress, Result};
+
+/// Port that everything uses; PVRDMA devices have one.
+const PORT: u8 = 1;
+/// Index of the GID that everything uses.
+pub(crate) const GID_INDEX: u8 = 0;
+/// MTU code of 1024 bytes, for a device that reports nonsense.
+const DEFAULT_MTU: u32 = 3;
+/// Most inline bytes of a request, where the device has inline data.
+const MAX_INLINE: u32 = 432;
+/// Reads and atomics under way at a time, where the device does not say or says more.
+const MAX_RD_ATOMIC: u32 = 16;
+
+/// An open device. A handle is cheap to clone; the device is stopped when the last handle and the
+/// last object made from it are gone. May be used from any thread; every method blocks for one or
+/// more commands unless it says otherwise.
+#[derive(Debug, Clone)]
+pub struct Device {
+    pub(crate) inner: Arc<DeviceInner>,
+}
+
+/// Dropped in the order of declaration: the driver stops the device, then its memory goes, then
+/// the emulated NIC, if it was made for this device.
+pub(crate) struct DeviceInner {
+    pub(crate) uar: Arc<driver::Uar>,
+    pub(crate) driver: Arc<driver::Device>,
+    pub(crate) space: Arc<AddressSpace>,
+    address: DeviceAddress,
+    gid: [u8; 16],
+    mtu: u32,
+    _nic: Option<EmulatedNic>,
+}
+
+impl DeviceInner {
+    pub(crate) fn gid(&self) -> [u8; 16] {
+        self.gid
+    }
+
+    pub(crate) fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    pub(crate) fn max_rd_atomic(&self) -> u8 {
+        self.driver.caps().max_qp_rd_atom.clamp(1, MAX_RD_ATOMIC) as u8
+    }
+}
+
+impl fmt::Debug for DeviceInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({}, gid {:02x?})", self.address, self.gid)
+    }
+}
+
+impl Device {
+    /// Opens a device and brings it up: transport, address space, driver, GID.
+    ///
+    /// `emulated` starts a NIC on threads of this process that reaches nobody but itself; two
+    /// that reach each other come from [`EmulatedNic::start`].
+    pub fn open(address: &DeviceAddress) -> Result<Self> {
+        match address {
+            DeviceAddress::Emulated => {
+                let nic = EmulatedNic::start(1)?;
+                let path = nic.sockets()[0].clone();
+                let mut device = Self::open_socket(address, &path)?;
+                // Nobody else has the handle yet.
+                if let Some(inner) = Arc::get_mut(&mut device.inner) {
+                    inner._nic = Some(nic);
+                }
+                Ok(device)
+            }
+            DeviceAddress::VfioUser(path) => Self::open_socket(address, path),
+            DeviceAddress::Pci(pci) => {
+                let tree = Tree::system();
+                let (container, transport) = kernel::open(&tree, *pci)?;
+                let space = AddressSpace::new(Arc::new(Type1Domain::new(container)?))?;
+                Self::bring_up(address, Arc::new(transport), space)
+            }
+        }
+    }
+
+    fn open_socket(address: &DeviceAddress, path: &std::path::Path) -> Result<Self> {
+        let transport = Arc::new(user::UserDevice::connect(path)?);
+        let space = AddressSpace::new(Arc::new(VfioUserDomain::new(transport.clone())))?;
+        Self::bring_up(address, transport, space)
+    }
+
+    fn bring_up(
+        address: &DeviceAddress,
+        transport: Arc<dyn holdfast_vfio::Device>,
+        space: Arc<AddressSpace>,
+    ) -> Result<Self> {
+        let pool = Arc::new(DmaPool::new(Arc::clone(&space)));
+        let driver = driver::Device::open(transport, pool, driver::Options::default())?;
+        let gid = link_local_gid(driver.caps().node_guid.to_ne_bytes());
+        driver.bind_gid(u32::from(GID_INDEX), gid)?;
+        let port = driver.query_port(PORT)?;
+        let mtu = mtu_bytes(port.active_mtu).map_or(DEFAULT_MTU, |_| port.active_mtu);
+        let uar = driver.alloc_uar()?;
+        let address = address.clone();
+        let inner = DeviceInner { uar, driver, space, address, gid, mtu, _nic: None };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What was opened.
+    pub fn address(&self) -> &DeviceAddress {
+        &self.inner.address
+    }
+
+    /// The GID it is reached by, bound at index 0: link-local, from the device's own GUID.
+    pub fn gid(&self) -> [u8; 16] {
+        self.inner.gid
+    }
+
+    /// MTU code of its port, 1 to 5 for 256 to 4096 bytes.
+    pub fn mtu(&self) -> u32 {
+        self.inner.mtu
+    }
+
+    /// Most inline bytes of a request; 0 where the device has no inline data.
+    pub fn max_inline(&self) -> u32 {
+        if self.inner.driver.quirks().inline_sends { MAX_INLINE } else { 0 }
+    }
+
+    /// Reads and atomics that may be under way at a time on one connection.
+    pub fn max_rd_atomic(&self) -> u8 {
+        self.inner.max_rd_atomic()
+    }
+
+    /// The driver below, for what this library does not wrap.
+    pub fn driver(&self) -> &Arc<driver::Device> {
+        &self.inner.driver
+    }
+
+    /// The address space that its memory is mapped in.
+    pub fn address_space(&self) -> &Arc<AddressSpace> {
+        &self.inner.space
+    }
+
+    /// A protection domain.
+    pub fn protection_domain(&self) -> Result<ProtectionDomain> {
+        ProtectionDomain::new(&self.inner)
+    }
+
+    /// A completion queue of at least `depth` entries. Its room is reserved by the queue pairs
+    /// made for it: give it the sum of their depths.
+    pub fn completion_queue(&self, depth: u32) -> Result<CompletionQueue> {
+        Ok(self.inner.driver.create_cq(&self.inner.uar, depth)?)
+    }
+
+    /// The next asynchronous event of the device, if there is one. Never blocks on the device.
+    pub fn next_event(&self) -> Result<Option<driver::Event>> {
+        Ok(self.inner.driver.next_event()?)
+    }
+}
+
+/// The link-local GID of a port (fe80::/64 and its EUI-64), as Linux makes it for RoCE. A device
+/// without a GUID gets a random one.
+fn link_local_gid(guid: [u8; 8]) -> [u8; 16] {
+    let guid = if guid == [0; 8] {
+        // The "local" bit says that nobody assigned it.
+        let random = RandomState::new().build_hasher().finish().to_ne_bytes();
+        [random[0] | 2, random[1], random[2], 0xff, 0xfe, random[3], random[4], random[5]]
+    } else {
+        guid
+    };
+    let mut gid = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    gid[8..].copy_from_slice(&guid);
+    gid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gid_is_link_local_and_ends_in_the_guid() {
+        let gid = link_local_gid([2, 1, 2, 0xff, 0xfe, 3, 4, 5]);
+        assert_eq!(gid, [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, 1, 2, 0xff, 0xfe, 3, 4, 5]);
+    }
+
+    #[test]
+    fn two_devices_without_a_guid_get_different_gids() {
+        let (a, b) = (link_local_gid([0; 8]), link_local_gid([0; 8]));
+        assert_ne!(a, b);
+        assert_eq!((a[..2].to_vec(), a[8] & 2), (vec![0xfe, 0x80], 2));
+    }
+}

@@ -1,0 +1,55 @@
+//! What can go wrong in the library, with what a person needs to act on it.
+
+use crate::connect::ConnectError;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in the library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// VFIO, or the vfio-user socket, failed.
+    #[error(transparent)]
+    Vfio(#[from] holdfast_vfio::Error),
+    /// The device's address space failed.
+    #[error(transparent)]
+    Iommu(#[from] holdfast_iommu::Error),
+    /// Memory could not be had, or an access was outside of it.
+    #[error(transparent)]
+    Memory(#[from] holdfast_dax::Error),
+    /// The driver or the device refused.
+    #[error(transparent)]
+    Driver(#[from] holdfast_driver::Error),
+    /// A work request could not be posted.
+    #[error(transparent)]
+    Post(#[from] holdfast_driver::PostError),
+    /// The peer could not be reached, or does not fit.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Memory could not be put within the device's reach.
+    #[error("cannot map {what} for the device: {source}")]
+    Map {
+        /// Where the memory is from.
+        what: String,
+        /// Why.
+        #[source]
+        source: holdfast_iommu::Error,
+    },
+    /// The emulated NIC did not start.
+    #[error("the emulated NIC did not start: {0}")]
+    EmulatedNic(String),
+    /// A slice outside its region, or longer than a request can name (4 GiB).
+    #[error("{len} bytes at {offset:#x} are outside a memory region of {region:#x} bytes, or too many for one request")]
+    OutsideRegion {
+        /// First byte.
+        offset: usize,
+        /// Bytes.
+        len: usize,
+        /// Bytes of the region.
+        region: usize,
+    },
+    /// The peer's queue pairs or regions are not those that were expected.
+    #[error("the peer does not fit: {0}")]
+    Peer(String),
+}

@@ -1,0 +1,213 @@
+//! Memory regions: memory the device may reach, registered, mapped, and kept until nobody needs it.
+#![allow(unsafe_code)]
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use holdfast_dax::Memory;
+use holdfast_driver as driver;
+use holdfast_iommu::{Backing, Mapping, Piece, Prot};
+use holdfast_wire::PAGE_SIZE;
+use holdfast_wire::wqe::Sge;
+
+use crate::connect::RemoteRegion;
+use crate::device::DeviceInner;
+use crate::{Access, Error, ProtectionDomain, Result};
+
+/// Memory that the device may reach: the memory itself, its IOMMU mapping and its registration.
+///
+/// A handle is cheap to clone, and handles may be dropped at any time: the region stays until no
+/// handle is left **and** no queue has an outstanding request that names it. Whoever must know
+/// that it is gone (to truncate the file, say) calls [`MemoryRegion::deregister`], which gives the
+/// memory back or says who is in the way.
+///
+/// What a peer does with the remote key is not an outstanding request of this side: once the
+/// region is gone, the peer's access fails with a remote access error.
+#[derive(Debug, Clone)]
+pub struct MemoryRegion {
+    pub(crate) inner: Arc<RegionInner>,
+}
+
+/// The parts, taken down in the order of declaration: first the device forgets the region, then
+/// the IOMMU its addresses, then the memory goes.
+#[derive(Debug)]
+pub(crate) struct RegionInner {
+    registration: ManuallyDrop<driver::MemoryRegion>,
+    mapping: ManuallyDrop<Mapping>,
+    memory: ManuallyDrop<Memory>,
+    taken_down: bool,
+    // The device outlives its regions.
+    _device: Arc<DeviceInner>,
+}
+
+/// A part of a region, to be named in a request. It borrows the region, and the queue it is posted
+/// to keeps the region from then on.
+#[derive(Debug, Clone, Copy)]
+pub struct Slice<'r> {
+    pub(crate) sge: Sge,
+    pub(crate) region: &'r Arc<RegionInner>,
+}
+
+impl Slice<'_> {
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.sge.length as usize
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sge.length == 0
+    }
+}
+
+impl MemoryRegion {
+    /// Maps `memory` for the device and registers it. Blocks for the pinning of its pages and a
+    /// command.
+    pub(crate) fn new(
+        pd: &ProtectionDomain,
+        device: &Arc<DeviceInner>,
+        memory: Memory,
+        access: Access,
+    ) -> Result<Self> {
+        // SAFETY: the memory stays mapped until `RegionInner` has seen the mapping go (or leaks
+        // both), and `Memory` never gives out a reference to its bytes.
+        let backing =
+            unsafe { Backing::memory(memory.as_ptr().as_ptr().addr(), memory.backing()) };
+        let piece = Piece { backing, len: memory.len() as u64 };
+        let prot = if access.writable() { Prot::ReadWrite } else { Prot::Read };
+        let mapping = device.space.map(piece, prot, None).map_err(|source| Error::Map {
+            what: memory.source().to_string(),
+            source,
+        })?;
+        let pages: Vec<u64> = mapping.pages(PAGE_SIZE as u64).collect();
+        let start = memory.as_ptr().as_ptr().addr() as u64;
+        let length = memory.len() as u64;
+        let registration = device
+            .driver
+            .register_mr(pd.driver(), start, length, &pages, access.bits())?;
+        Ok(Self {
+            inner: Arc::new(RegionInner {
+                registration: ManuallyDrop::new(registration),
+                mapping: ManuallyDrop::new(mapping),
+                memory: ManuallyDrop::new(memory),
+                taken_down: false,
+                _device: Arc::clone(device),
+            }),
+        })
+    }
+
+    /// The memory, for this side's own access.
+    pub fn memory(&self) -> &Memory {
+        &self.inner.memory
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.inner.memory.len()
+    }
+
+    /// Never true: there are no empty regions.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes `[offset, offset + len)`, to be named in a request.
+    #[inline]
+    pub fn slice(&self, offset: usize, len: usize) -> Result<Slice<'_>> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len());
+        match u32::try_from(len) {
+            Ok(length) if inside => {
+                let addr = self.inner.registration.start() + offset as u64;
+                let sge = Sge { addr, length, lkey: self.inner.registration.lkey() };
+                Ok(Slice { sge, region: &self.inner })
+            }
+            _ => Err(Error::OutsideRegion { offset, len, region: self.len() }),
+        }
+    }
+
+    /// What a peer needs to reach the region.
+    pub fn remote(&self) -> RemoteRegion {
+        RemoteRegion {
+            addr: self.inner.registration.start(),
+            len: self.inner.registration.length(),
+            rkey: self.inner.registration.rkey(),
+        }
+    }
+
+    /// The local key.
+    pub fn lkey(&self) -> u32 {
+        self.inner.registration.lkey()
+    }
+
+    /// The remote key.
+    pub fn rkey(&self) -> u32 {
+        self.inner.registration.rkey()
+    }
+
+    /// Where the region lies in the device's address space.
+    pub fn iova(&self) -> u64 {
+        self.inner.mapping.iova()
+    }
+
+    /// Takes the region from the device and gives the memory back. When this returns `Ok`, no
+    /// access by the device is in flight or can start. Blocks for a command and an unmap.
+    ///
+    /// # Errors
+    /// [`DeregisterError::Busy`] with the region, when another handle or a queue's outstanding
+    /// request still needs it ([`crate::QueuePair::release`] tells which);
+    /// [`DeregisterError::Device`] when the device or the domain did not let go: the memory then
+    /// stays mapped for ever, because it may still be written.
+    pub fn deregister(self) -> Result<Memory, DeregisterError> {
+        match Arc::try_unwrap(self.inner) {
+            Ok(mut inner) => inner.take_down().map_err(DeregisterError::Device),
+            Err(inner) => {
+                let holders = Arc::strong_count(&inner) - 1;
+                Err(DeregisterError::Busy { region: Self { inner }, holders })
+            }
+        }
+    }
+}
+
+/// Why a region was not deregistered.
+#[derive(Debug, thiserror::Error)]
+pub enum DeregisterError {
+    /// Somebody needs it.
+    #[error(
+        "the memory region is in use by {holders} other handles or queues with outstanding \
+         requests: poll their completions, release it there, and try again"
+    )]
+    Busy {
+        /// The region.
+        region: MemoryRegion,
+        /// How many others have it.
+        holders: usize,
+    },
+    /// The device or its address space did not let go.
+    #[error("the device may still reach the region, which stays mapped: {0}")]
+    Device(#[source] Error),
+}
+
+impl RegionInner {
+    fn take_down(&mut self) -> Result<Memory> {
+        self.taken_down = true;
+        // SAFETY: each part is taken once, guarded by `taken_down`, and not used afterwards. A
+        // part that follows one that failed is left alone, which leaks it: the device may still
+        // reach it.
+        unsafe {
+            ManuallyDrop::take(&mut self.registration).destroy()?;
+            ManuallyDrop::take(&mut self.mapping).unmap()?;
+            Ok(ManuallyDrop::take(&mut self.memory))
+        }
+    }
+}
+
+impl Drop for RegionInner {
+    fn drop(&mut self) {
+        if self.taken_down {
+            return;
+        }
+        if let Err(error) = self.take_down() {
+            tracing::error!(%error, "a memory region's memory stays mapped: the device may reach it");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The control socket: what the NICs counted, as JSON.
+//!
+//! A client sends a line and gets one JSON object on a line of its own; `nc -U PATH` will do.
+//!
+//! | line | answer |
+//! |---|---|
+//! | `counters` | everything the engine and the fronts counted, per NIC |
+//! | `state` | clients, queue pairs and mappings per NIC, and how the processor fares |
+//!
+//! Anything else is answered with an object that has an `error`. Clients are served in turn by one
+//! thread; each has a second for its line, and at most [`MAX_CLIENTS`] are kept.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::processor::Report;
+use crate::server::{Listener, ServerError, Shutdown};
+
+/// Most clients at a time; further ones are turned away.
+pub const MAX_CLIENTS: usize = 16;
+/// Longest request line in bytes.
+const MAX_LINE: u64 = 256;
+/// How long a client may be silent.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks the processor; `None` when it has ended.
+pub(crate) type Ask = Arc<dyn Fn() -> Option<Report> + Send + Sync>;
+
+/// Serves control clients until `shutdown` is triggered.
+pub(crate) fn serve(
+    listener: &Listener,
+    ask: &Ask,
+    shutdown: &Shutdown,
+) -> Result<(), ServerError> {
+    let clients = Arc::new(AtomicUsize::new(0));
+    while let Some(stream) = listener.accept(shutdown)? {
+        if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
+            clients.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (ask, count) = (ask.clone(), clients.clone());
+        // Detached: it holds nothing but its socket, and ends with it or with its patience.
+        let started = std::thread::Builder::new().name("nic-control-client".into()).spawn(move || {
+            if let Err(error) = converse(&stream, &ask) {
+                tracing::debug!(%error, "a control client left");
+            }
+            count.fetch_sub(1, Ordering::Relaxed);
+        });
+        if started.is_err() {
+            clients.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+fn converse(stream: &UnixStream, ask: &Ask) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut input = BufReader::new(stream);
+    let mut output = stream;
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if input.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        if !line.ends_with('\n') && line.len() as u64 == MAX_LINE {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        let mut answer = answer(line.trim(), ask).to_string();
+        answer.push('\n');
+        output.write_all(answer.as_bytes())?;
+    }
+}
+
+fn answer(request: &str, ask: &Ask) -> Value {
+    match request {
+        "counters" | "state" => match ask() {
+            None => json!({ "error": "the NIC's processor has ended" }),
+            Some(report) if request == "counters" => json!(report),
+            Some(report) => state(&report),
+        },
+        _ => json!({ "error": "unknown request", "requests": ["counters", "state"] }),
+    }
+}
+
+fn state(report: &Report) -> Value {
+    let nics: Vec<Value> = report
+        .nics
+        .iter()
+        .map(|nic| {
+            json!({
+                "connected": nic.connected,
+                "queue_pairs": nic.queue_pairs,
+                "mappings": nic.mappings,
+                "mapped_bytes": nic.mapped_bytes,
+            })
+        })
+        .collect();
+    json!({ "nics": nics, "turns": report.turns, "sleeps": report.sleeps })
+}

@@ -1,0 +1,338 @@
+//! A NIC process: the threads around one processor, started and stopped together.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, bounded};
+use holdfast_wire::regs::{VERSION_MAX, VERSION_MIN};
+
+use crate::control;
+use crate::engine::{MissPolicy, NicConfig};
+use crate::error::Error;
+use crate::memory::{MAX_MAPPINGS, Space};
+use crate::processor::bell::Bell;
+use crate::processor::{Mail, PollMode, Processor, Report};
+use crate::pvrdma::irq::Irqs;
+use crate::pvrdma::{DeviceConfig, NicBackend, caps};
+use crate::server::{self, Listener, Shutdown, serve_connection};
+
+/// How doorbells reach the NIC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Doorbells {
+    /// The client maps the doorbell pages: a doorbell is a store.
+    #[default]
+    Mapped,
+    /// Each doorbell is a message, which no stock driver can lose.
+    Trapped,
+}
+
+/// What a NIC process is made of.
+#[derive(Debug, Clone)]
+pub struct NicOptions {
+    /// A NIC per path, each a vfio-user socket to listen on.
+    pub sockets: Vec<PathBuf>,
+    /// NICs besides, without a socket; served by [`NicProcess::serve_stream`]. Their numbers come
+    /// after those of `sockets`.
+    pub extra_nics: usize,
+    /// Sockets on which other NIC processes may join.
+    pub link_listen: Vec<PathBuf>,
+    /// Sockets of NIC processes to join; they must be listening.
+    pub link_connect: Vec<PathBuf>,
+    /// Where to serve counters.
+    pub control: Option<PathBuf>,
+    /// What to do on a translation miss.
+    pub miss: MissPolicy,
+    /// When the processor sleeps.
+    pub poll: PollMode,
+    /// How doorbells arrive.
+    pub doorbells: Doorbells,
+    /// Interface version, 17 to 20.
+    pub version: u32,
+    /// Answer a command's register write before executing it.
+    pub async_commands: bool,
+    /// CPU to pin the processor to.
+    pub cpu: Option<usize>,
+    /// Forget queues and regions when a client goes. Its memory is let go of in any case.
+    pub reset_on_disconnect: bool,
+}
+
+impl Default for NicOptions {
+    fn default() -> Self {
+        Self {
+            sockets: Vec::new(),
+            extra_nics: 0,
+            link_listen: Vec::new(),
+            link_connect: Vec::new(),
+            control: None,
+            miss: NicConfig::default().miss,
+            poll: PollMode::default(),
+            doorbells: Doorbells::Mapped,
+            version: VERSION_MAX,
+            async_commands: false,
+            cpu: None,
+            reset_on_disconnect: true,
+        }
+    }
+}
+
+/// Messages that may wait for the processor; senders block beyond that.
+const MAILBOX: usize = 1024;
+
+/// A running NIC process. Dropping it shuts it down.
+#[derive(Debug)]
+pub struct NicProcess {
+    shutdown: Shutdown,
+    mail: Sender<Mail>,
+    bell: Arc<Bell>,
+    // One per NIC; locked by whoever serves a client of it.
+    backends: Vec<Arc<Mutex<NicBackend>>>,
+    with_socket: usize,
+    servers: Mutex<Vec<JoinHandle<()>>>,
+    processor: Option<JoinHandle<()>>,
+}
+
+impl NicProcess {
+    /// Starts all threads. A socket path that somebody serves is refused; one that a dead process
+    /// left is taken over.
+    pub fn start(options: NicOptions) -> Result<Self, Error> {
+        let count = options.sockets.len() + options.extra_nics;
+        if count == 0 {
+            return Err(Error::NoNics);
+        }
+        if !(VERSION_MIN..=VERSION_MAX).contains(&options.version) {
+            return Err(Error::Version(options.version));
+        }
+        let bind = |paths: &[PathBuf]| {
+            paths.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()
+        };
+        let sockets = bind(&options.sockets)?;
+        let links = bind(&options.link_listen)?;
+        let control = options.control.as_ref().map(Listener::bind).transpose()?;
+        let mut joined = Vec::new();
+        for path in &options.link_connect {
+            let stream = UnixStream::connect(path)
+                .map_err(|source| Error::Link { path: path.clone(), source })?;
+            joined.push(stream);
+        }
+
+        let shutdown = Shutdown::new()?;
+        let bell = Arc::new(Bell::new().map_err(Error::Bell)?);
+        let (mail, mailbox) = bounded(MAILBOX);
+        let mut processor = Processor::new(mailbox, bell.clone());
+        let mut backends = Vec::new();
+        for nic in 0..count {
+            let (space, reader) = Space::new();
+            let irqs = Arc::new(Irqs::default());
+            let mapped_doorbells = options.doorbells == Doorbells::Mapped;
+            let device = DeviceConfig {
+                version: options.version,
+                guid: guid(nic),
+                mapped_doorbells,
+                async_commands: options.async_commands,
+                may_sleep: options.poll != PollMode::Always,
+            };
+            let config = NicConfig { miss: options.miss, limits: caps::limits() };
+            let number = processor.add_nic(space.clone(), reader, irqs.clone(), device, config);
+            backends.push(Arc::new(Mutex::new(NicBackend::new(
+                number,
+                space,
+                irqs,
+                mail.clone(),
+                bell.clone(),
+                mapped_doorbells,
+                options.reset_on_disconnect,
+            ))));
+        }
+        let mut this = Self {
+            shutdown,
+            mail,
+            bell,
+            backends,
+            with_socket: sockets.len(),
+            servers: Mutex::default(),
+            processor: None,
+        };
+        // From here on an early return drops `this`, which stops what was started.
+        this.start_processor(processor, &options)?;
+        for stream in joined {
+            add_link(&this.mail, &this.bell, stream);
+        }
+        for listener in links {
+            this.start_link_server(listener)?;
+        }
+        for (nic, listener) in sockets.into_iter().enumerate() {
+            this.start_server(nic, listener)?;
+        }
+        if let Some(listener) = control {
+            this.start_control(listener)?;
+        }
+        Ok(this)
+    }
+
+    fn start_processor(&mut self, mut processor: Processor, options: &NicOptions) -> Result<(), Error> {
+        let (mode, cpu) = (options.poll, options.cpu);
+        let (pinned, was_pinned) = bounded(1);
+        let bell = self.bell.clone();
+        let thread = spawn("nic-processor", move || {
+            let result = cpu.map_or(Ok(()), pin);
+            let runs = result.is_ok();
+            let _ = pinned.send(result);
+            if runs {
+                // Whoever waits for an answer must learn of the end, however it came.
+                let run = std::panic::AssertUnwindSafe(|| processor.run(mode));
+                if std::panic::catch_unwind(run).is_err() {
+                    tracing::error!("the NIC's processor failed; its clients get errors from now on");
+                }
+            }
+            drop(processor);
+            bell.close();
+        })?;
+        self.processor = Some(thread);
+        match (was_pinned.recv(), cpu) {
+            (Ok(Err(errno)), Some(cpu)) => Err(Error::Pin { cpu, errno }),
+            _ => Ok(()),
+        }
+    }
+
+    fn start_server(&self, nic: usize, listener: Listener) -> Result<(), Error> {
+        let (backend, shutdown) = (self.backends[nic].clone(), self.shutdown.clone());
+        self.keep(spawn("nic-server", move || {
+            let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
+            let ended = |end| tracing::info!(nic, ?end, "client gone");
+            if let Err(error) = listener.serve(&mut *backend, &limits(), &shutdown, ended) {
+                tracing::error!(nic, %error, "no more clients are served");
+            }
+        })?);
+        Ok(())
+    }
+
+    fn start_link_server(&self, listener: Listener) -> Result<(), Error> {
+        let shutdown = self.shutdown.clone();
+        let (mail, bell) = (self.mail.clone(), self.bell.clone());
+        self.keep(spawn("nic-link", move || {
+            loop {
+                match listener.accept(&shutdown) {
+                    Ok(Some(stream)) => add_link(&mail, &bell, stream),
+                    Ok(None) => return,
+                    Err(error) => return tracing::error!(%error, "no more links are taken"),
+                }
+            }
+        })?);
+        Ok(())
+    }
+
+    fn start_control(&self, listener: Listener) -> Result<(), Error> {
+        let shutdown = self.shutdown.clone();
+        let (mail, bell) = (self.mail.clone(), self.bell.clone());
+        self.keep(spawn("nic-control", move || {
+            let ask: control::Ask = Arc::new(move || report(&mail, &bell));
+            if let Err(error) = control::serve(&listener, &ask, &shutdown) {
+                tracing::error!(%error, "the control socket is no longer served");
+            }
+        })?);
+        Ok(())
+    }
+
+    fn keep(&self, thread: JoinHandle<()>) {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+
+    /// Serves one client of NIC `nic` (one of the `extra_nics`) over a connected stream, on a
+    /// thread of its own. A client of the same NIC that is still there is waited for, there.
+    pub fn serve_stream(&self, nic: usize, stream: UnixStream) -> Result<(), Error> {
+        if nic < self.with_socket || nic >= self.backends.len() {
+            return Err(Error::NoSuchNic(nic));
+        }
+        let (backend, shutdown) = (self.backends[nic].clone(), self.shutdown.clone());
+        let thread = spawn("nic-server", move || {
+            let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
+            let end = serve_connection(stream, &mut *backend, &limits(), &shutdown);
+            tracing::info!(nic, ?end, "client gone");
+        })?;
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.retain(|server| !server.is_finished());
+        servers.push(thread);
+        Ok(())
+    }
+
+    /// What was counted so far.
+    pub fn report(&self) -> Result<Report, Error> {
+        report(&self.mail, &self.bell).ok_or(Error::Ended)
+    }
+
+    /// A handle that ends the process from any thread; [`NicProcess::wait`] then returns.
+    pub fn stopper(&self) -> Shutdown {
+        self.shutdown.clone()
+    }
+
+    /// Blocks until the stopper is triggered, then shuts down.
+    pub fn wait(self) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let mut fds = [PollFd::new(self.shutdown.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut fds, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
+    }
+
+    /// Ends all clients, joins all threads and removes the sockets.
+    pub fn shutdown(self) {}
+
+    fn stop(&mut self) {
+        self.shutdown.trigger();
+        let servers = std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
+        for server in servers {
+            if server.join().is_err() {
+                tracing::error!("a server thread failed");
+            }
+        }
+        if let Some(processor) = self.processor.take() {
+            let _ = self.mail.send(Mail::Stop);
+            self.bell.ring();
+            let _ = processor.join();
+        }
+    }
+}
+
+impl Drop for NicProcess {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn limits() -> server::Limits {
+    server::Limits { max_dma_maps: MAX_MAPPINGS as u32, ..server::Limits::default() }
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map_err(|source| Error::Thread { name, source })
+}
+
+fn add_link(mail: &Sender<Mail>, bell: &Arc<Bell>, stream: UnixStream) {
+    if mail.send(Mail::Link(stream)).is_ok() {
+        bell.ring();
+    }
+}
+
+fn report(mail: &Sender<Mail>, bell: &Bell) -> Option<Report> {
+    let (reply, answer) = bounded(1);
+    mail.send(Mail::Report { reply }).ok()?;
+    bell.ring();
+    answer.recv_timeout(Duration::from_secs(5)).ok()
+}
+
+fn pin(cpu: usize) -> nix::Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+}
+
+/// A locally administered EUI-64 that differs between NICs and between processes.
+fn guid(nic: usize) -> u64 {
+    let process = u64::from(std::process::id()) & 0xff_ffff;
+    0x0200_00ff_fe00_0000 | process << 40 & 0x00ff_ff00_0000_0000 | (process & 0xff) << 16 | nic as u64 & 0xffff
+}
