@@ -104,7 +104,9 @@ pub enum ConnectError {
     #[error("the peer is not a holdfast of this kind: {0}")]
     NotAPeer(String),
     /// The peer speaks another version.
-    #[error("the peer speaks version {theirs} of the exchange, this side {VERSION}: use the same release on both sides")]
+    #[error(
+        "the peer speaks version {theirs} of the exchange, this side {VERSION}: use the same release on both sides"
+    )]
     Version {
         /// The peer's version.
         theirs: u32,

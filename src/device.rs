@@ -12,7 +12,7 @@ use holdfast_vfio::{kernel, user};
 use holdfast_wire::attr::mtu_bytes;
 
 use crate::dma::DmaPool;
-use crate::emulated::EmulatedNic;
+use crate::emulated::{EmulatedNic, EmulatedOptions};
 use crate::protection_domain::ProtectionDomain;
 use crate::{CompletionQueue, DeviceAddress, Result};
 
@@ -74,36 +74,39 @@ impl Device {
     /// that reach each other come from [`EmulatedNic::start`].
     pub fn open(address: &DeviceAddress) -> Result<Self> {
         match address {
-            DeviceAddress::Emulated => {
-                let nic = EmulatedNic::start(1)?;
-                let path = nic.sockets()[0].clone();
-                let mut device = Self::open_socket(address, &path)?;
-                // Nobody else has the handle yet.
-                if let Some(inner) = Arc::get_mut(&mut device.inner) {
-                    inner._nic = Some(nic);
-                }
-                Ok(device)
+            DeviceAddress::Emulated => EmulatedNic::start(EmulatedOptions::default())?.open(0),
+            DeviceAddress::VfioUser(path) => {
+                Self::over_vfio_user(address, user::UserDevice::connect(path)?, None)
             }
-            DeviceAddress::VfioUser(path) => Self::open_socket(address, path),
             DeviceAddress::Pci(pci) => {
                 let tree = Tree::system();
                 let (container, transport) = kernel::open(&tree, *pci)?;
                 let space = AddressSpace::new(Arc::new(Type1Domain::new(container)?))?;
-                Self::bring_up(address, Arc::new(transport), space)
+                Self::bring_up(address, Arc::new(transport), space, None)
             }
         }
     }
 
-    fn open_socket(address: &DeviceAddress, path: &std::path::Path) -> Result<Self> {
-        let transport = Arc::new(user::UserDevice::connect(path)?);
+    /// An emulated NIC of this process.
+    pub(crate) fn over_socket(transport: user::UserDevice, nic: EmulatedNic) -> Result<Self> {
+        Self::over_vfio_user(&DeviceAddress::Emulated, transport, Some(nic))
+    }
+
+    fn over_vfio_user(
+        address: &DeviceAddress,
+        transport: user::UserDevice,
+        nic: Option<EmulatedNic>,
+    ) -> Result<Self> {
+        let transport = Arc::new(transport);
         let space = AddressSpace::new(Arc::new(VfioUserDomain::new(transport.clone())))?;
-        Self::bring_up(address, transport, space)
+        Self::bring_up(address, transport, space, nic)
     }
 
     fn bring_up(
         address: &DeviceAddress,
         transport: Arc<dyn holdfast_vfio::Device>,
         space: Arc<AddressSpace>,
+        nic: Option<EmulatedNic>,
     ) -> Result<Self> {
         let pool = Arc::new(DmaPool::new(Arc::clone(&space)));
         let driver = driver::Device::open(transport, pool, driver::Options::default())?;
@@ -113,7 +116,7 @@ impl Device {
         let mtu = mtu_bytes(port.active_mtu).map_or(DEFAULT_MTU, |_| port.active_mtu);
         let uar = driver.alloc_uar()?;
         let address = address.clone();
-        let inner = DeviceInner { uar, driver, space, address, gid, mtu, _nic: None };
+        let inner = DeviceInner { uar, driver, space, address, gid, mtu, _nic: nic };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -100,8 +100,7 @@ impl DmaAllocator for DmaPool {
         }
         let start = lease.first * PAGE_SIZE;
         let iova = lease.block.mapping.iova() + start as u64;
-        let pages: Box<[u64]> =
-            (0..count).map(|page| iova + (page * PAGE_SIZE) as u64).collect();
+        let pages: Box<[u64]> = (0..count).map(|page| iova + (page * PAGE_SIZE) as u64).collect();
         // SAFETY: `first + count` pages lie inside the block's memory, which the lease keeps
         // mapped; the pages belong to this lease alone.
         let buffer = unsafe {

@@ -40,7 +40,9 @@ pub enum Error {
     #[error("the emulated NIC did not start: {0}")]
     EmulatedNic(String),
     /// A slice outside its region, or longer than a request can name (4 GiB).
-    #[error("{len} bytes at {offset:#x} are outside a memory region of {region:#x} bytes, or too many for one request")]
+    #[error(
+        "{len} bytes at {offset:#x} are outside a memory region of {region:#x} bytes, or too many for one request"
+    )]
     OutsideRegion {
         /// First byte.
         offset: usize,

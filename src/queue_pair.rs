@@ -131,7 +131,11 @@ impl QueuePair {
         let reads = self.max_rd_atomic(peer);
         self.qp.control.to_rtr(&ReadyToReceive {
             path: Path::new(peer.gid, GID_INDEX),
-            path_mtu: if peer.mtu == 0 { self.device_mtu() } else { self.device_mtu().min(peer.mtu) },
+            path_mtu: if peer.mtu == 0 {
+                self.device_mtu()
+            } else {
+                self.device_mtu().min(peer.mtu)
+            },
             dest_qpn: theirs.qpn,
             rq_psn: theirs.psn,
             max_dest_rd_atomic: reads,
@@ -293,9 +297,7 @@ impl QueuePair {
         add: u64,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.send_with(&[old], |queue, sges| {
-            queue.fetch_add(wr_id, sges[0], remote, add, flags)
-        })
+        self.send_with(&[old], |queue, sges| queue.fetch_add(wr_id, sges[0], remote, add, flags))
     }
 
     /// SEND of a datagram.

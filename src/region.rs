@@ -71,20 +71,18 @@ impl MemoryRegion {
     ) -> Result<Self> {
         // SAFETY: the memory stays mapped until `RegionInner` has seen the mapping go (or leaks
         // both), and `Memory` never gives out a reference to its bytes.
-        let backing =
-            unsafe { Backing::memory(memory.as_ptr().as_ptr().addr(), memory.backing()) };
+        let backing = unsafe { Backing::memory(memory.as_ptr().as_ptr().addr(), memory.backing()) };
         let piece = Piece { backing, len: memory.len() as u64 };
         let prot = if access.writable() { Prot::ReadWrite } else { Prot::Read };
-        let mapping = device.space.map(piece, prot, None).map_err(|source| Error::Map {
-            what: memory.source().to_string(),
-            source,
-        })?;
+        let mapping = device
+            .space
+            .map(piece, prot, None)
+            .map_err(|source| Error::Map { what: memory.source().to_string(), source })?;
         let pages: Vec<u64> = mapping.pages(PAGE_SIZE as u64).collect();
         let start = memory.as_ptr().as_ptr().addr() as u64;
         let length = memory.len() as u64;
-        let registration = device
-            .driver
-            .register_mr(pd.driver(), start, length, &pages, access.bits())?;
+        let registration =
+            device.driver.register_mr(pd.driver(), start, length, &pages, access.bits())?;
         Ok(Self {
             inner: Arc::new(RegionInner {
                 registration: ManuallyDrop::new(registration),

@@ -31,8 +31,8 @@ impl SharedReceiveQueue {
     #[inline]
     pub fn receive(&mut self, wr_id: u64, local: &[Slice<'_>]) -> Result<(), PostError> {
         for slice in local {
-            // The position of the first outstanding receive is not known: all count as needed.
-            self.holds.need(slice.region, || u32::MAX >> 1);
+            // Nothing is ever counted as posted here, so what is needed stays until `clear`.
+            self.holds.need(slice.region, || 0);
         }
         with_entries(local, |sges| self.queue.post(wr_id, sges))
     }

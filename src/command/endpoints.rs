@@ -12,8 +12,8 @@ use anyhow::Context as _;
 use clap::Args;
 use holdfast::connect::{Endpoint, Exchange, Listener};
 use holdfast::{
-    Access, Completion, CompletionQueue, Device, DeviceAddress, Memory, MemoryRegion, Populate,
-    QueuePair, QueuePairOptions, Remote, Source,
+    Access, Completion, CompletionQueue, Device, DeviceAddress, EmulatedNic, EmulatedOptions,
+    Memory, MemoryRegion, Populate, QueuePair, QueuePairOptions, Remote, Source,
 };
 
 use super::affinity::{self, Placement};
@@ -162,8 +162,8 @@ pub struct Session {
 /// The emulated NIC of a session.
 #[derive(Debug)]
 enum Nic {
-    Child(NicChild),
-    Threads(#[allow(dead_code, reason = "kept for its end")] super::nic::InProcess),
+    Child(#[expect(dead_code, reason = "kept for its end")] NicChild),
+    Threads(#[expect(dead_code, reason = "kept for its end")] EmulatedNic),
 }
 
 impl Session {
@@ -256,6 +256,7 @@ impl End {
             purpose: shape.purpose.clone(),
             gid: self.device.gid(),
             mtu: self.device.mtu(),
+            rd_atomic: self.device.max_rd_atomic(),
             queue_pairs: self.qps.iter().map(QueuePair::info).collect(),
             regions: vec![self.region.remote()],
         }
@@ -337,32 +338,34 @@ pub struct Failed(pub Completion);
 /// The devices of both ends (the same one twice, where one was named), and the NIC, if it was
 /// started here.
 fn open(options: &DeviceOptions) -> anyhow::Result<((Device, Device), Option<Nic>)> {
-    let placement = options.placement();
-    let (addresses, nic) = match options.devices.as_slice() {
-        [DeviceAddress::Emulated] => {
-            let (sockets, nic) = start_nic(options.in_process, placement)?;
-            (sockets.into_iter().map(DeviceAddress::VfioUser).collect(), Some(nic))
-        }
-        addresses => (addresses.to_vec(), None),
-    };
     let open = |address: &DeviceAddress| {
         Device::open(address).with_context(|| format!("cannot open {address}"))
     };
-    let first = open(&addresses[0])?;
-    let second = match addresses.get(1) {
-        Some(address) => open(address)?,
-        None => first.clone(),
-    };
-    Ok(((first, second), nic))
+    match options.devices.as_slice() {
+        [DeviceAddress::Emulated] => {
+            let (devices, nic) = start_nic(options.in_process, options.placement())?;
+            Ok((devices, Some(nic)))
+        }
+        [one] => {
+            let device = open(one)?;
+            Ok(((device.clone(), device), None))
+        }
+        [first, second, ..] => Ok(((open(first)?, open(second)?), None)),
+        [] => Err(Usage::error("no device given")),
+    }
 }
 
-fn start_nic(in_process: bool, placement: Placement) -> anyhow::Result<(Vec<PathBuf>, Nic)> {
+/// Starts a NIC process with two NICs, one for each end.
+fn start_nic(in_process: bool, placement: Placement) -> anyhow::Result<((Device, Device), Nic)> {
     // A processor of its own is worth polling on.
     let poll = placement.nic.is_some() && placement.nic != placement.bench;
     if in_process {
-        let nic = super::nic::InProcess::start(2, placement.nic, poll)?;
-        return Ok((nic.sockets().to_vec(), Nic::Threads(nic)));
+        let options = EmulatedOptions { nics: 2, cpu: placement.nic, poll };
+        let nics = EmulatedNic::start(options)?;
+        return Ok(((nics.open(0)?, nics.open(1)?), Nic::Threads(nics)));
     }
     let nic = NicChild::start(2, placement.nic, poll)?;
-    Ok((nic.sockets().to_vec(), Nic::Child(nic)))
+    let open = |socket: &PathBuf| Device::open(&DeviceAddress::VfioUser(socket.clone()));
+    let devices = (open(&nic.sockets()[0])?, open(&nic.sockets()[1])?);
+    Ok((devices, Nic::Child(nic)))
 }

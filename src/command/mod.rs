@@ -14,6 +14,7 @@ mod machine;
 mod nic;
 mod parse;
 mod pingpong;
+mod watch;
 
 use std::process::ExitCode;
 

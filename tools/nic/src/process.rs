@@ -258,6 +258,13 @@ impl NicProcess {
         Ok(())
     }
 
+    /// Plays a client of NIC `nic` (one of the `extra_nics`) without a socket, for tests.
+    #[doc(hidden)]
+    pub fn with_backend<R>(&self, nic: usize, play: impl FnOnce(&mut NicBackend) -> R) -> R {
+        assert!(nic >= self.with_socket);
+        play(&mut self.backends[nic].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// What was counted so far.
     pub fn report(&self) -> Result<Report, Error> {
         report(&self.mail, &self.bell).ok_or(Error::Ended)
@@ -333,6 +340,5 @@ fn pin(cpu: usize) -> nix::Result<()> {
 
 /// A locally administered EUI-64 that differs between NICs and between processes.
 fn guid(nic: usize) -> u64 {
-    let process = u64::from(std::process::id()) & 0xff_ffff;
-    0x0200_00ff_fe00_0000 | process << 40 & 0x00ff_ff00_0000_0000 | (process & 0xff) << 16 | nic as u64 & 0xffff
+    0x02 << 56 | u64::from(std::process::id()) << 16 | nic as u64 & 0xffff
 }

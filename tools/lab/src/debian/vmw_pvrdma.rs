@@ -22,7 +22,7 @@ impl Debian {
     pub fn vmw_pvrdma(&self, version: KernelVersion) -> Result<PathBuf> {
         let kernel = self.kernel(version)?;
         let name = format!("vmw_pvrdma-{}", version.name());
-        let recipe = Recipe::new(&name).from(&kernel.item).with("layout", "1");
+        let recipe = Recipe::new(&name).from(&kernel.item).with("packages", "headers,binutils,make");
         let item = self.cache.item(&recipe, |path| {
             let work = path.join("work");
             let indices = Indices::fetch(self, version.release(), &work.join("apt"))?;
@@ -44,7 +44,7 @@ impl Debian {
             progress.done();
 
             let headers = format!("linux-headers-{}", kernel.release);
-            let set = [headers.as_str(), "make"];
+            let set = [headers.as_str(), "binutils", "make"];
             self.unpack_packages(&name, version.release(), Depth::Configured, &set, &root)
                 .with_context(|| {
                     format!(

@@ -217,7 +217,7 @@ impl Processor {
                 let _ = reply.send(0);
             }
             Mail::Connected { nic, pages, reply } => {
-                self.lanes[nic].connect(pages);
+                self.connect(nic, pages);
                 let _ = reply.send(0);
             }
             Mail::Reset { nic, gone, reply } => {
@@ -252,6 +252,11 @@ impl Processor {
     /// Does what a 32-bit store to a NIC's doorbell region asks for.
     pub fn ring_doorbell(&mut self, nic: usize, offset: u64, word: u32) {
         self.lanes[nic].device.doorbell(&mut self.engine, offset, word, self.now);
+    }
+
+    /// A NIC's client arrived; these are its doorbell pages.
+    pub fn connect(&mut self, nic: usize, pages: Arc<UarPages>) {
+        self.lanes[nic].connect(pages);
     }
 
     /// Forgets everything that a NIC's client made.
