@@ -59,7 +59,7 @@ impl EmulatedNic {
             .map_err(|error| failed(format!("no socket pair could be made: {error}")))?;
         self.process.serve_stream(index, theirs).map_err(|error| failed(error.to_string()))?;
         let name = format!("emulated NIC {index}");
-        let transport = UserDevice::from_stream(name, ours, ConnectOptions::default())?;
+        let transport = UserDevice::from_stream(ours, name, ConnectOptions::default())?;
         Device::over_socket(transport, self.clone())
     }
 }

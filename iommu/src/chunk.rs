@@ -5,6 +5,8 @@ use crate::{IovaRange, Prot};
 
 /// The unit of mapping.
 pub(crate) struct Chunk {
+    /// Which [`crate::Mapping`] it belongs to: addresses are given out again, numbers are not.
+    pub(crate) owner: u64,
     pub(crate) prot: Prot,
     pub(crate) on: On,
 }

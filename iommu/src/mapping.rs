@@ -12,12 +12,13 @@ use crate::{IovaRange, Result};
 pub struct Mapping {
     space: Arc<AddressSpace>,
     range: IovaRange,
+    owner: u64,
     live: bool,
 }
 
 impl Mapping {
-    pub(crate) fn new(space: Arc<AddressSpace>, range: IovaRange) -> Self {
-        Self { space, range, live: true }
+    pub(crate) fn new(space: Arc<AddressSpace>, range: IovaRange, owner: u64) -> Self {
+        Self { space, range, owner, live: true }
     }
 
     /// First address, as the device is told.
@@ -43,11 +44,12 @@ impl Mapping {
         self.range.steps(page).map(|step| step.start())
     }
 
-    /// Unmaps, and says whether that worked. Whoever holds memory in place by other means than a
+    /// Unmaps what is left of it ([`AddressSpace::unmap`] may have taken parts), and says whether
+    /// that worked. Whoever holds memory in place by other means than a
     /// reference (a layout pin) must use this rather than drop, and keep holding on an error.
     pub fn unmap(mut self) -> Result<()> {
         self.live = false;
-        self.space.unmap(self.range)
+        self.space.unmap_owned(self.range, self.owner)
     }
 }
 
@@ -56,7 +58,7 @@ impl Drop for Mapping {
         if !self.live {
             return;
         }
-        if let Err(error) = self.space.unmap(self.range) {
+        if let Err(error) = self.space.unmap_owned(self.range, self.owner) {
             // The addresses stay taken: giving them out again could meet what is still mapped.
             tracing::error!(range = %self.range, %error, "a DMA mapping could not be unmapped");
         }

@@ -115,7 +115,7 @@ impl AddressSpace {
         tile: IovaRange,
         scrap: &Scrap,
     ) -> Result<Option<Replaced>, ReplaceError> {
-        let Some((_, &Chunk { prot, ref on })) = state.chunks.get(tile.start()) else {
+        let Some((_, &Chunk { prot, ref on, .. })) = state.chunks.get(tile.start()) else {
             return Ok(None);
         };
         let lent = match on {

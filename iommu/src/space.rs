@@ -169,6 +169,16 @@ impl AddressSpace {
         self.unmap_tiles(&mut state, &tiles)
     }
 
+    /// Takes away what is left of the mapping `owner` in `range`; other mappings may have been
+    /// given the addresses of parts that went before.
+    pub(crate) fn unmap_owned(&self, range: IovaRange, owner: u64) -> Result<()> {
+        let mut state = self.lock();
+        let owned = |&(_, chunk): &(IovaRange, &Chunk)| chunk.owner == owner;
+        let tiles: Vec<_> =
+            state.chunks.overlapping(range).filter(owned).map(|(tile, _)| tile).collect();
+        self.unmap_tiles(&mut state, &tiles)
+    }
+
     /// The chunks that share an address with `range`, in order.
     pub fn chunks(&self, range: IovaRange) -> Vec<ChunkInfo> {
         let state = self.lock();
@@ -237,22 +247,24 @@ impl AddressSpace {
         prot: Prot,
         granule: Option<u64>,
     ) -> Result<Mapping> {
+        let owner = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let mut at = range.start();
         for piece in pieces {
             let whole = IovaRange::new(at, piece.len)
                 .ok_or_else(|| Error::usage("the addresses wrap around the end of the space"))?;
             for chunk in whole.steps(granule.unwrap_or(piece.len)) {
-                if let Err(error) = self.map_chunk(chunk, whole, piece, prot) {
+                if let Err(error) = self.map_chunk(owner, chunk, whole, piece, prot) {
                     return Err(self.undo(range, chunk.start(), error));
                 }
             }
             at = whole.end();
         }
-        Ok(Mapping::new(Arc::clone(self), range))
+        Ok(Mapping::new(Arc::clone(self), range, owner))
     }
 
     fn map_chunk(
         &self,
+        owner: u64,
         range: IovaRange,
         whole: IovaRange,
         piece: &Piece<'_>,
@@ -265,7 +277,7 @@ impl AddressSpace {
         state.mappings += 1;
         state
             .chunks
-            .insert(range, Chunk { prot, on: On::Memory })
+            .insert(range, Chunk { owner, prot, on: On::Memory })
             .map_err(|existing| Error::Overlap { range, existing })
     }
 
@@ -296,8 +308,10 @@ impl AddressSpace {
             let chunk = state.chunks.get(tile.start());
             chunk.is_some_and(|(_, chunk)| !matches!(chunk.on, On::Nothing))
         };
-        let runs = tiles
-            .chunk_by(|a, b| self.limits.unmap_spans && mapped(state, *a) && mapped(state, *b));
+        let runs = tiles.chunk_by(|a, b| {
+            let adjacent = a.end() == b.start();
+            self.limits.unmap_spans && adjacent && mapped(state, *a) && mapped(state, *b)
+        });
         let runs: Vec<&[IovaRange]> = runs.collect();
         for run in runs {
             let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };

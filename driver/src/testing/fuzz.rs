@@ -292,12 +292,18 @@ fn run(caller: &mut Bytes, transport: Arc<HostileDevice>, memory: HeapMemory) ->
         let remote = Remote { addr: 64, rkey: 7 };
         let wr_id = u64::from(steps);
         match caller.byte() % 12 {
-            0 => drop(qp.send.write(wr_id, &[sge], remote, flags)),
-            1 => drop(qp.send.send_imm(wr_id, &[sge], 9, flags)),
-            2 => drop(qp.send.fetch_add(wr_id, Sge { length: 8, ..sge }, remote, 1, flags)),
+            0 => {
+                let _ = qp.send.write(wr_id, &[sge], remote, flags);
+            }
+            1 => {
+                let _ = qp.send.send_imm(wr_id, &[sge], 9, flags);
+            }
+            2 => {
+                let _ = qp.send.fetch_add(wr_id, Sge { length: 8, ..sge }, remote, 1, flags);
+            }
             3 => {
                 let to = Datagram { to: &ah, qpn: 3, qkey: 4 };
-                drop(qp.send.ud_send(wr_id, &[sge], to, flags));
+                let _ = qp.send.ud_send(wr_id, &[sge], to, flags);
             }
             4 | 5 => qp.send.ring(),
             6 => {
@@ -311,9 +317,15 @@ fn run(caller: &mut Bytes, transport: Arc<HostileDevice>, memory: HeapMemory) ->
                 }
             }
             7 => cq.poll_device(),
-            8 => drop((device.next_event(), device.next_notification())),
-            9 => drop(cq.arm(false)),
-            _ => drop(cq.poll(&mut out)),
+            8 => {
+                let _ = (device.next_event(), device.next_notification());
+            }
+            9 => {
+                let _ = cq.arm(false);
+            }
+            _ => {
+                let _ = cq.poll(&mut out);
+            }
         }
         let depth = qp.send.depth();
         assert!(qp.send.outstanding() <= depth, "credit was invented");
@@ -344,8 +356,7 @@ fn bring_up(qp: &QueuePair) -> Result<()> {
 }
 
 fn drain(qp: &mut QueuePair, cq: &mut CompletionQueue) {
-    let mut seen = 0u32;
-    let _ = qp.drain(&mut [cq], Duration::from_millis(1), &mut |_| seen += 1);
+    let _ = qp.drain(&mut [cq], Duration::from_millis(1), &mut drop);
 }
 
 // The doorbell page is trapped, so every doorbell gives the device a chance to scribble.

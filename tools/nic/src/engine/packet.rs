@@ -63,10 +63,6 @@ impl Op {
         Op::MaskedFetchAdd,
     ];
 
-    pub(crate) fn is_send(self) -> bool {
-        matches!(self, Op::Send | Op::SendImm | Op::SendInv)
-    }
-
     pub(crate) fn is_atomic(self) -> bool {
         matches!(
             self,

@@ -145,10 +145,6 @@ impl Qp {
         }
     }
 
-    pub(crate) fn handle(&self) -> u32 {
-        self.me.handle
-    }
-
     pub(crate) fn is_rc(&self) -> bool {
         self.init.qp_type == QpType::Rc
     }

@@ -81,9 +81,4 @@ impl<T> Table<T> {
     pub(crate) fn handles(&self) -> impl Iterator<Item = u32> {
         self.slots.iter().enumerate().filter(|(_, s)| s.value.is_some()).map(|(i, _)| i as u32)
     }
-
-    /// One past the highest index ever used.
-    pub(crate) fn high_water(&self) -> u32 {
-        self.slots.len() as u32
-    }
 }

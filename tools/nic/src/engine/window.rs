@@ -66,10 +66,6 @@ impl Window {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        (self.head, self.len, self.cursor) = (0, 0, 0);
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -124,9 +124,6 @@ impl Processor {
         }
     }
 
-    pub(crate) fn engine(&mut self) -> &mut Engine<Front> {
-        &mut self.engine
-    }
 
     /// Adds a NIC over `space`, whose reader this is.
     pub(crate) fn add_nic(
