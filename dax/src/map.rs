@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU8, AtomicU64};
 
 use nix::errno::Errno;
 use nix::sys::mman::{self, MapFlags, ProtFlags};
@@ -66,6 +66,16 @@ impl Mapping {
         // SAFETY: inside the mapping and aligned (checked; the base is page aligned), alive as
         // long as self; shared writes are what atomics allow.
         Some(unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) })
+    }
+
+    /// The byte at `offset`, if it is inside.
+    pub fn byte(&self, offset: usize) -> Option<&AtomicU8> {
+        if offset >= self.len {
+            return None;
+        }
+        // SAFETY: inside the mapping (checked), alive as long as self; shared writes are what
+        // atomics allow.
+        Some(unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) })
     }
 
     /// Faults every page in for writing (`MADV_POPULATE_WRITE`): blocks are allocated and page

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU8, AtomicU64};
 
 use nix::errno::Errno;
 use vm_memory::VolatileSlice;
@@ -179,6 +179,12 @@ impl Memory {
         Ok(())
     }
 
+    /// The byte at `offset`.
+    pub fn atomic_u8(&self, offset: usize) -> Result<&AtomicU8> {
+        let size = self.len();
+        self.mapping.byte(offset).ok_or(Error::OutOfBounds { offset, len: 1, size })
+    }
+
     /// The aligned 8-byte word at `offset`, in the machine's byte order.
     pub fn atomic_u64(&self, offset: usize) -> Result<&AtomicU64> {
         if !offset.is_multiple_of(8) {
@@ -292,6 +298,7 @@ mod tests {
         assert!(memory.fill(1, 4096, 0).is_err());
         assert!(memory.slice(4096, 0).is_ok());
         assert!(memory.atomic_u64(4096).is_err());
+        assert!(memory.atomic_u8(4095).is_ok() && memory.atomic_u8(4096).is_err());
         assert!(matches!(memory.atomic_u64(4), Err(Error::UnalignedWord { offset: 4 })));
     }
 }

@@ -146,8 +146,7 @@ impl SendQueue {
         remote: Remote,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.rdma(remote);
-        self.post(wr_id, Opcode::RdmaWrite, CqeOpcode::RdmaWrite, 0, body, sges, flags)
+        self.post(wr_id, Opcode::RdmaWrite, CqeOpcode::RdmaWrite, 0, rdma(remote), sges, flags)
     }
 
     /// RDMA WRITE with immediate data (host order), which uses up a receive at the peer.
@@ -160,8 +159,7 @@ impl SendQueue {
         imm: u32,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.rdma(remote);
-        self.post(wr_id, Opcode::RdmaWriteImm, CqeOpcode::RdmaWrite, imm, body, sges, flags)
+        self.post(wr_id, Opcode::RdmaWriteImm, CqeOpcode::RdmaWrite, imm, rdma(remote), sges, flags)
     }
 
     /// RDMA WRITE of `payload`, copied into the ring now.
@@ -173,8 +171,15 @@ impl SendQueue {
         remote: Remote,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.rdma(remote);
-        self.post_inline(wr_id, Opcode::RdmaWrite, CqeOpcode::RdmaWrite, 0, body, payload, flags)
+        self.post_inline(
+            wr_id,
+            Opcode::RdmaWrite,
+            CqeOpcode::RdmaWrite,
+            0,
+            rdma(remote),
+            payload,
+            flags,
+        )
     }
 
     /// RDMA READ of `remote` into `sges`.
@@ -186,16 +191,14 @@ impl SendQueue {
         remote: Remote,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.rdma(remote);
-        self.post(wr_id, Opcode::RdmaRead, CqeOpcode::RdmaRead, 0, body, sges, flags)
+        self.post(wr_id, Opcode::RdmaRead, CqeOpcode::RdmaRead, 0, rdma(remote), sges, flags)
     }
 
     /// SEND of `sges` to a receive of the peer.
     #[inline]
     pub fn send(&mut self, wr_id: u64, sges: &[Sge], flags: SendFlags) -> Result<(), PostError> {
-        let body = self.plain();
         self.connected()?;
-        self.post(wr_id, Opcode::Send, CqeOpcode::Send, 0, body, sges, flags)
+        self.post(wr_id, Opcode::Send, CqeOpcode::Send, 0, NO_BODY, sges, flags)
     }
 
     /// SEND with immediate data (host order).
@@ -207,9 +210,8 @@ impl SendQueue {
         imm: u32,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.plain();
         self.connected()?;
-        self.post(wr_id, Opcode::SendImm, CqeOpcode::Send, imm, body, sges, flags)
+        self.post(wr_id, Opcode::SendImm, CqeOpcode::Send, imm, NO_BODY, sges, flags)
     }
 
     /// SEND of `payload`, copied into the ring now.
@@ -220,9 +222,8 @@ impl SendQueue {
         payload: &[u8],
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.plain();
         self.connected()?;
-        self.post_inline(wr_id, Opcode::Send, CqeOpcode::Send, 0, body, payload, flags)
+        self.post_inline(wr_id, Opcode::Send, CqeOpcode::Send, 0, NO_BODY, payload, flags)
     }
 
     /// Atomic compare and swap on 8 bytes at `remote`; the old value lands in `result`.
@@ -236,7 +237,7 @@ impl SendQueue {
         swap: u64,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.atomic(&result, remote, compare, swap)?;
+        let body = Self::atomic(&result, remote, compare, swap)?;
         let kind = CqeOpcode::CompareSwap;
         self.post(wr_id, Opcode::CompareSwap, kind, 0, body, &[result], flags)
     }
@@ -251,7 +252,7 @@ impl SendQueue {
         add: u64,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = self.atomic(&result, remote, add, 0)?;
+        let body = Self::atomic(&result, remote, add, 0)?;
         let kind = CqeOpcode::FetchAdd;
         self.post(wr_id, Opcode::FetchAdd, kind, 0, body, &[result], flags)
     }
@@ -320,18 +321,7 @@ impl SendQueue {
     }
 
     #[inline(always)]
-    fn plain(&self) -> [u64; 6] {
-        [0, 0, 0, 0, self.gid_word, 0]
-    }
-
-    #[inline(always)]
-    fn rdma(&self, remote: Remote) -> [u64; 6] {
-        [remote.addr, u64::from(remote.rkey), 0, 0, self.gid_word, 0]
-    }
-
-    #[inline(always)]
     fn atomic(
-        &self,
         result: &Sge,
         remote: Remote,
         compare_add: u64,
@@ -340,7 +330,7 @@ impl SendQueue {
         if !remote.addr.is_multiple_of(8) || result.length != 8 {
             return Err(PostError::AtomicOperand { address: remote.addr });
         }
-        Ok([remote.addr, compare_add, swap, u64::from(remote.rkey), self.gid_word, 0])
+        Ok([remote.addr, compare_add, swap, u64::from(remote.rkey), 0, 0])
     }
 
     /// A datagram needs an address: plain sends are for connections.
@@ -420,9 +410,12 @@ impl SendQueue {
         opcode: Opcode,
         kind: u32,
         imm: u32,
-        body: [u64; 6],
+        mut body: [u64; 6],
         flags: SendFlags,
     ) -> SendWords {
+        // Every request names the source GID there, whatever its operation; a datagram's address
+        // has done so already, and the word is zero then. It is known once `admit` has looked.
+        body[4] |= self.gid_word;
         let flags = flags.0 | self.always;
         let unsignalled = flags & FLAG_SIGNALED == 0;
         if !unsignalled {
@@ -463,9 +456,8 @@ impl SendQueue {
         if self.posted == self.limit {
             self.refresh()?;
         }
-        let body = self.plain();
         let flags = SendFlags::SIGNALED;
-        let head = self.head(0, Opcode::Send, KIND_MARKER, 0, body, flags);
+        let head = self.head(0, Opcode::Send, KIND_MARKER, 0, NO_BODY, flags);
         self.ring.write_send(self.posted, &head, &[]);
         self.posted = self.posted.wrapping_add(1);
         self.ring();
@@ -493,6 +485,15 @@ const GID_SHIFT: u32 = {
     let word_start = std::mem::offset_of!(SendHeader, wr) + 4 * 8;
     8 * (holdfast_wire::wqe::GID_INDEX_BYTE - word_start) as u32
 };
+
+/// The body of a request that is told everything by its header.
+const NO_BODY: [u64; 6] = [0; 6];
+
+/// The body of RDMA WRITE and READ.
+#[inline(always)]
+fn rdma(remote: Remote) -> [u64; 6] {
+    [remote.addr, u64::from(remote.rkey), 0, 0, 0, 0]
+}
 
 #[cold]
 fn unsupported(opcode: Opcode) -> PostError {

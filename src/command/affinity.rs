@@ -35,7 +35,8 @@ impl Placement {
         if allowed.len() < 2 {
             return Self { bench, nic };
         }
-        let other = |taken: Option<usize>| allowed.iter().rev().copied().find(|c| Some(*c) != taken);
+        let other =
+            |taken: Option<usize>| allowed.iter().rev().copied().find(|c| Some(*c) != taken);
         let bench = bench.or_else(|| other(nic));
         let nic = nic.or_else(|| other(bench));
         Self { bench, nic }

@@ -70,11 +70,6 @@ impl NicChild {
         &self.sockets
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     fn wait_ready(&mut self) -> anyhow::Result<()> {
         let stdout = self.child.stdout.take().context("the NIC's output is not a pipe")?;
         let (ready, line) = mpsc::channel();

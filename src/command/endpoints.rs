@@ -155,6 +155,8 @@ pub struct Session {
     pub exchange: Option<Exchange>,
     /// What to wait for at most.
     pub timeout: Duration,
+    /// Messages sent so far, where they are counted.
+    pub round: u64,
     // Ends after the ends.
     _nic: Option<Nic>,
 }
@@ -177,6 +179,7 @@ impl Session {
             passive: None,
             exchange: None,
             timeout: options.timeout,
+            round: 0,
             _nic: nic,
         };
         let (first, second) = devices;
@@ -207,8 +210,7 @@ impl Session {
 
     fn call(&mut self, address: &str, device: Device, shape: &Shape) -> anyhow::Result<()> {
         let mut end = End::new(device, &Source::Memfd, shape)?;
-        let mut exchange =
-            Exchange::connect(address, self.timeout, Some(interrupt::requested))?;
+        let mut exchange = Exchange::connect(address, self.timeout, Some(interrupt::requested))?;
         end.meet(&mut exchange, shape)?;
         (self.active, self.exchange) = (Some(end), Some(exchange));
         Ok(())
@@ -297,11 +299,6 @@ impl End {
     #[inline(always)]
     pub fn remote_at(&self, offset: usize) -> Remote {
         Remote { addr: self.remote.addr + offset as u64, rkey: self.remote.rkey }
-    }
-
-    /// The device.
-    pub fn device(&self) -> &Device {
-        &self.device
     }
 }
 

@@ -58,17 +58,6 @@ impl Latencies {
         self.histogram.len()
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.histogram.reset();
-    }
-
-    /// Adds all of another distribution.
-    pub fn merge(&mut self, other: &Self) {
-        // Both have the same bounds.
-        let _ = self.histogram.add(&other.histogram);
-    }
-
     /// The summary; all zero when nothing was recorded.
     pub fn percentiles(&self) -> Percentiles {
         if self.histogram.is_empty() {

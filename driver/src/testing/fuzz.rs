@@ -252,6 +252,11 @@ impl Transport for HostileDevice {
 /// Runs the driver against a device that answers from `data`, with a caller that does what the
 /// first quarter of `data` says. Must not panic.
 pub fn fuzz_device(data: &[u8]) {
+    fuzz_device_steps(data);
+}
+
+/// The same; gives the number of things the caller came to do, none if bring-up failed.
+pub fn fuzz_device_steps(data: &[u8]) -> u32 {
     let (caller, device) = data.split_at(data.len() / 4);
     let memory = HeapMemory::default();
     let transport = Arc::new(HostileDevice {
@@ -263,10 +268,17 @@ pub fn fuzz_device(data: &[u8]) {
             handles: 0,
         }),
     });
-    let _ = run(&mut Bytes::new(caller), transport, memory);
+    let mut steps = 0;
+    let _ = run(&mut Bytes::new(caller), transport, memory, &mut steps);
+    steps
 }
 
-fn run(caller: &mut Bytes, transport: Arc<HostileDevice>, memory: HeapMemory) -> Result<()> {
+fn run(
+    caller: &mut Bytes,
+    transport: Arc<HostileDevice>,
+    memory: HeapMemory,
+    steps: &mut u32,
+) -> Result<()> {
     let options = Options { command_deadline: Duration::from_millis(1), ..Options::default() };
     let pages = memory.allocate(4 * 4096)?;
     let device = Device::open(transport, Arc::new(memory), options)?;
@@ -285,12 +297,11 @@ fn run(caller: &mut Bytes, transport: Arc<HostileDevice>, memory: HeapMemory) ->
     let ah = AddressHandle::new(&pd, &Path::new([2; 16], 0))?;
     let sge = Sge { addr: 0, length: 64, lkey: region.lkey() };
     let mut out = [Completion::default(); 8];
-    let mut steps = 0u32;
-    while !caller.is_empty() && steps < 4096 {
-        steps += 1;
+    while !caller.is_empty() && *steps < 4096 {
+        *steps += 1;
         let flags = if caller.byte() & 1 == 0 { SendFlags::NONE } else { SendFlags::SIGNALED };
         let remote = Remote { addr: 64, rkey: 7 };
-        let wr_id = u64::from(steps);
+        let wr_id = u64::from(*steps);
         match caller.byte() % 12 {
             0 => {
                 let _ = qp.send.write(wr_id, &[sge], remote, flags);

@@ -6,5 +6,5 @@
 mod fuzz;
 mod memory;
 
-pub use fuzz::fuzz_device;
+pub use fuzz::{fuzz_device, fuzz_device_steps};
 pub use memory::HeapMemory;

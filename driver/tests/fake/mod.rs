@@ -20,7 +20,7 @@ use holdfast_driver::wire::{PAGE_SIZE, PCI_DEVICE_ID, PCI_VENDOR_ID, pdir, regs,
 use holdfast_driver::{Device, Error, Options};
 use holdfast_vfio::device::{DeviceInfo, IrqInfo, REGION_CONFIG, RegionInfo};
 use holdfast_vfio::{Device as Transport, MappedRegion, Result};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// What a hostile device does to an answer: gets the opcode and the response's bytes, and says
 /// whether the response is written at all.

@@ -155,7 +155,9 @@ fn measure(
     clock: &Clock,
 ) -> anyhow::Result<Measured> {
     // Both sides work, and must agree on how often.
-    let both = plan.op == Operation::Send || (plan.op == Operation::Write && plan.mode == Mode::Lat);
+    prepare(session, plan, layout)?;
+    let both =
+        plan.op == Operation::Send || (plan.op == Operation::Write && plan.mode == Mode::Lat);
     let counted = both && session.exchange.is_some();
     if session.active.is_none() && !both {
         // The peer does it all by itself.
@@ -163,7 +165,9 @@ fn measure(
             Stop::Time(time) => time,
             Stop::Iterations(_) => Duration::from_secs(24 * 3600),
         };
-        session.line_up("done", patience + WARM_UP)?;
+        session.line_up("ready", Duration::ZERO)?;
+        session.line_up("start", WARM_UP + patience)?;
+        session.line_up("done", patience)?;
         return Ok(Measured { iters: 0, seconds: 0.0, latencies: None, errors: 0 });
     }
     let run = |session: &mut Session, stop| match plan.mode {
@@ -175,7 +179,7 @@ fn measure(
         Stop::Iterations(iters) => Stop::Iterations((iters / 10).clamp(1, WARM_UP_OPERATIONS)),
         Stop::Time(time) => Stop::Time(WARM_UP.min(time)),
     };
-    prepare(session, plan, layout)?;
+    session.line_up("ready", Duration::ZERO)?;
     let warm = run(session, warm_up)?;
     let stop = match plan.stop {
         Stop::Time(time) if counted => agree(session, &warm, time)?,

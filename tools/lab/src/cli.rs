@@ -73,6 +73,9 @@ struct GuestArgs {
     /// (holdfast | socket=PATH | edu | iommu-testdev; the first two with +vmxnet3)
     #[arg(long, value_name = "NIC")]
     nic: Vec<Nic>,
+    /// One more argument for `holdfast nic`; may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    nic_option: Vec<String>,
     /// One more `-device` for QEMU; may be repeated
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,
@@ -108,6 +111,7 @@ impl GuestArgs {
             cpus: self.cpus,
             memory_mib: self.memory,
             nics: self.nic.clone(),
+            nic_options: self.nic_option.clone(),
             devices: self.device.clone(),
             append: self.append.clone(),
             nvdimm_mib: self.nvdimm,
@@ -215,7 +219,8 @@ fn base_name(path: &Path) -> Result<String> {
     Ok(name.to_string_lossy().into_owned())
 }
 
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+/// Copies a folder of files and folders.
+pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).with_context(|| format!("cannot make {to:?}"))?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;

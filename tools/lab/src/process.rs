@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getppid};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -73,9 +73,10 @@ impl Guarded {
         Ok(Self { child, name, group: terminal == Terminal::Own })
     }
 
-    /// The process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
+    /// The same, called `name` in errors.
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = name.to_owned();
+        self
     }
 
     /// The child's standard output and error, if they were piped and not yet taken.
@@ -105,16 +106,6 @@ impl Guarded {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    /// Asks it to end (SIGTERM), and kills it after `grace`.
-    pub fn stop(mut self, grace: Duration) -> Result<()> {
-        let start = Instant::now();
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-        while start.elapsed() < grace && self.ended()?.is_none() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
     }
 }
 

@@ -75,7 +75,8 @@ fn iova(page: u64) -> u64 {
 
 impl Rig {
     fn new(version: u32) -> Option<Self> {
-        let file = nix::sys::memfd::memfd_create(c"fuzz", nix::sys::memfd::MFdFlags::empty()).ok()?;
+        let file =
+            nix::sys::memfd::memfd_create(c"fuzz", nix::sys::memfd::MFdFlags::empty()).ok()?;
         nix::unistd::ftruncate(&file, (PAGES * PAGE_SIZE) as i64).ok()?;
         let (_mail, mailbox) = bounded::<Mail>(1);
         let mut processor = Processor::new(mailbox, Arc::new(Bell::new().ok()?));
@@ -152,8 +153,14 @@ impl Rig {
                 .as_bytes(),
             ),
             Ok(Command::CreateCq) => fill(
-                cmd::CreateCq { hdr, pdir_dma, cqe: 1 << (program.byte() % 8), nchunks: 8, ..Default::default() }
-                    .as_bytes(),
+                cmd::CreateCq {
+                    hdr,
+                    pdir_dma,
+                    cqe: 1 << (program.byte() % 8),
+                    nchunks: 8,
+                    ..Default::default()
+                }
+                .as_bytes(),
             ),
             Ok(Command::CreateSrq) => fill(
                 cmd::CreateSrq {
@@ -184,7 +191,8 @@ impl Rig {
                 .as_bytes(),
             ),
             Ok(Command::ModifyQp) => {
-                let mut modify = cmd::ModifyQp { hdr, qp_handle: program.number(), ..Default::default() };
+                let mut modify =
+                    cmd::ModifyQp { hdr, qp_handle: program.number(), ..Default::default() };
                 modify.attrs.qp_state = (program.byte() % 7).into();
                 (modify.attr_mask, modify.attrs.path_mtu) = match modify.attrs.qp_state {
                     1 => (0x39, 0),
@@ -200,7 +208,8 @@ impl Rig {
                 fill(modify.as_bytes());
             }
             Ok(Command::CreateBind) => fill(
-                cmd::CreateBind { hdr, new_gid: [9; 16], gid_type: 3, ..Default::default() }.as_bytes(),
+                cmd::CreateBind { hdr, new_gid: [9; 16], gid_type: 3, ..Default::default() }
+                    .as_bytes(),
             ),
             _ => fill(hdr.as_bytes()),
         }

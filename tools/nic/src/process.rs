@@ -105,9 +105,8 @@ impl NicProcess {
         if !(VERSION_MIN..=VERSION_MAX).contains(&options.version) {
             return Err(Error::Version(options.version));
         }
-        let bind = |paths: &[PathBuf]| {
-            paths.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()
-        };
+        let bind =
+            |paths: &[PathBuf]| paths.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>();
         let sockets = bind(&options.sockets)?;
         let links = bind(&options.link_listen)?;
         let control = options.control.as_ref().map(Listener::bind).transpose()?;
@@ -172,7 +171,11 @@ impl NicProcess {
         Ok(this)
     }
 
-    fn start_processor(&mut self, mut processor: Processor, options: &NicOptions) -> Result<(), Error> {
+    fn start_processor(
+        &mut self,
+        mut processor: Processor,
+        options: &NicOptions,
+    ) -> Result<(), Error> {
         let (mode, cpu) = (options.poll, options.cpu);
         let (pinned, was_pinned) = bounded(1);
         let bell = self.bell.clone();
@@ -184,7 +187,9 @@ impl NicProcess {
                 // Whoever waits for an answer must learn of the end, however it came.
                 let run = std::panic::AssertUnwindSafe(|| processor.run(mode));
                 if std::panic::catch_unwind(run).is_err() {
-                    tracing::error!("the NIC's processor failed; its clients get errors from now on");
+                    tracing::error!(
+                        "the NIC's processor failed; its clients get errors from now on"
+                    );
                 }
             }
             drop(processor);
@@ -288,7 +293,8 @@ impl NicProcess {
 
     fn stop(&mut self) {
         self.shutdown.trigger();
-        let servers = std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
+        let servers =
+            std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
         for server in servers {
             if server.join().is_err() {
                 tracing::error!("a server thread failed");

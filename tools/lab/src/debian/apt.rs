@@ -184,7 +184,7 @@ impl Indices {
 /// Downloads one package of this machine's own release, with the machine's own indices.
 pub fn download_for_host(name: &str, folder: &Path, log: &Path) -> Result<PathBuf> {
     let options = ["-q", "-o", "APT::Sandbox::User=root", "download", name];
-    let mut run = || {
+    let run = || {
         process::run_logged(
             Command::new("apt-get").args(options).current_dir(folder),
             log,

@@ -15,7 +15,6 @@ pub mod vmw_pvrdma;
 use anyhow::{Result, bail};
 
 pub use kernel::{Kernel, KernelVersion};
-pub use tree::Tree;
 
 use crate::cache::Cache;
 use crate::process;

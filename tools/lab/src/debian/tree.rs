@@ -125,11 +125,6 @@ impl Debian {
 }
 
 impl Tree {
-    /// A tree that stands at `root`.
-    pub fn at(root: PathBuf) -> Self {
-        Self { root }
-    }
-
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 pub use job::{Job, quote};
 pub use nic::Nic;
@@ -35,6 +35,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// RDMA NICs and DMA engines.
     pub nics: Vec<Nic>,
+    /// More arguments of `holdfast nic`.
+    pub nic_options: Vec<String>,
     /// More `-device` arguments, as QEMU takes them.
     pub devices: Vec<String>,
     /// More kernel parameters.
@@ -69,6 +71,8 @@ pub struct Outcome {
     pub console: String,
     /// The folder with what the job left in `/job/out`, and `dmesg`.
     pub out: PathBuf,
+    /// What the emulated NIC said.
+    pub nic_log: String,
     /// Seconds from start to end.
     pub seconds: f64,
 }
@@ -90,15 +94,8 @@ impl Machine {
         let folder = run.fresh()?;
         job.write(&folder.join("job.tar"))?;
 
-        let mut servers = Vec::new();
-        let mut attached = Vec::new();
-        for (index, nic) in self.nics.iter().enumerate() {
-            let (server, device) = nic.start(index, holdfast, &folder)?;
-            servers.extend(server);
-            attached.extend(device);
-        }
-
-        let mut command = qemu.command(self, &kernel, &root, &folder, &attached)?;
+        let mut attached = nic::attach(&self.nics, holdfast, &self.nic_options, &folder)?;
+        let mut command = qemu.command(self, &kernel, &root, &folder, &attached.arguments)?;
         let log = folder.join("qemu.log");
         let terminal = if console == Console::Interactive {
             command.args(["-serial", "mon:stdio"]);
@@ -109,17 +106,18 @@ impl Machine {
             Terminal::Own
         };
         let settings = console::TerminalSettings::save();
-        let mut child = Guarded::spawn(&mut command, terminal)?;
+        let mut child = Guarded::spawn(&mut command, terminal)?.named("the guest");
         let reader = child.take_output().0.map(|pipe| console::Reader::start(pipe, console));
         let waited = self.wait(&mut child, console);
         drop(child);
         drop(settings);
         let text = reader.map(console::Reader::finish).unwrap_or_default();
-        drop(servers);
+        let served = attached.server.as_mut().map(Guarded::ended).transpose()?.flatten();
+        drop(attached);
 
         let words = || {
             let mut words = format!("the console's last words:\n{}", console::tail(&text, 40));
-            for (name, file) in [("QEMU", "qemu.log"), ("the NIC", "nic0.log"), ("NIC 1", "nic1.log")] {
+            for (name, file) in [("QEMU", "qemu.log"), ("the NIC", "nic.log")] {
                 let said = process::tail(&folder.join(file), 15);
                 if !said.is_empty() {
                     words += &format!("\n{name} said:\n{said}");
@@ -127,7 +125,10 @@ impl Machine {
             }
             words
         };
-        waited.with_context(words)?;
+        waited.map_err(|error| anyhow!("{error:#}; {}", words()))?;
+        if let Some(status) = served {
+            bail!("the emulated NIC ended before the guest, with {status}; {}", words());
+        }
         let out = folder.join("out");
         fs::create_dir_all(&out)?;
         if let Ok(archive) = File::open(folder.join("out.tar")) {
@@ -137,12 +138,13 @@ impl Machine {
         let Ok(status) = status.trim().parse() else {
             bail!("the guest ended without an exit status; {}", words());
         };
-        Ok(Outcome { status, console: text, out, seconds: start.elapsed().as_secs_f64() })
+        let nic_log = process::tail(&folder.join("nic.log"), 40);
+        Ok(Outcome { status, console: text, out, nic_log, seconds: start.elapsed().as_secs_f64() })
     }
 
     fn wait(&self, child: &mut Guarded, console: Console) -> Result<()> {
         let limit = if console == Console::Interactive { Duration::MAX } else { self.limit };
-        let status = child.wait(limit).context("the guest did not power off")?;
+        let status = child.wait(limit)?;
         if !status.success() {
             bail!("QEMU ended with {status}");
         }

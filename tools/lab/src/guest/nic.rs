@@ -61,30 +61,43 @@ impl TryFrom<String> for Nic {
 /// First PCI slot for NICs on the guest's root bus.
 const FIRST_SLOT: usize = 0x10;
 
-impl Nic {
-    /// Starts what serves the device, and says how QEMU attaches it. NIC number n sits in slot
-    /// 0x10 + n: at function 0, or at function 1 beside its vmxnet3.
-    pub fn start(
-        &self,
-        index: usize,
-        holdfast: &Path,
-        folder: &Path,
-    ) -> Result<(Option<Guarded>, Vec<String>)> {
+/// The devices of a guest, and what serves them.
+pub struct Attached {
+    /// `holdfast nic`, if one of the devices needs it.
+    pub server: Option<Guarded>,
+    /// QEMU's arguments.
+    pub arguments: Vec<String>,
+}
+
+/// Starts what serves the devices, and says how QEMU attaches them. Number n sits in slot
+/// 0x10 + n: at function 0, or at function 1 beside its vmxnet3. All emulated NICs of a guest are
+/// served by one process, which joins them.
+pub fn attach(nics: &[Nic], holdfast: &Path, options: &[String], folder: &Path) -> Result<Attached> {
+    let mut arguments = Vec::new();
+    let mut sockets = Vec::new();
+    for (index, nic) in nics.iter().enumerate() {
         let slot = FIRST_SLOT + index;
-        match self {
+        match nic {
             Nic::Holdfast { vmxnet3 } => {
                 let socket = folder.join(format!("nic{index}.sock"));
-                let server = serve(holdfast, &socket, &folder.join(format!("nic{index}.log")))?;
-                Ok((Some(server), vfio_user(&socket, slot, *vmxnet3)))
+                arguments.extend(vfio_user(&socket, slot, *vmxnet3));
+                sockets.push(socket);
             }
             Nic::Socket { path, vmxnet3 } => {
                 let path = path.canonicalize().with_context(|| format!("no socket {path:?}"))?;
-                Ok((None, vfio_user(&path, slot, *vmxnet3)))
+                arguments.extend(vfio_user(&path, slot, *vmxnet3));
             }
-            Nic::Edu => Ok((None, device(format!("edu,addr={slot:#x}.0,dma_mask=0xffffffff")))),
-            Nic::IommuTestdev => Ok((None, device(format!("iommu-testdev,addr={slot:#x}.0")))),
+            Nic::Edu => arguments.extend(device(format!("edu,addr={slot:#x}.0,dma_mask=0xffffffff"))),
+            Nic::IommuTestdev => arguments.extend(device(format!("iommu-testdev,addr={slot:#x}.0"))),
         }
     }
+    let log = folder.join("nic.log");
+    let server = if sockets.is_empty() {
+        None
+    } else {
+        Some(serve(holdfast, &sockets, options, &log)?)
+    };
+    Ok(Attached { server, arguments })
 }
 
 fn device(text: String) -> Vec<String> {
@@ -111,22 +124,25 @@ fn vfio_user(socket: &Path, slot: usize, vmxnet3: bool) -> Vec<String> {
 }
 
 /// Starts `holdfast nic` and waits until it listens.
-fn serve(holdfast: &Path, socket: &Path, log: &Path) -> Result<Guarded> {
+fn serve(holdfast: &Path, sockets: &[PathBuf], options: &[String], log: &Path) -> Result<Guarded> {
     if !holdfast.is_file() {
         bail!("no emulated NIC: {holdfast:?} is not there; cargo build --release, or --holdfast PATH");
     }
     let file = File::create(log)?;
     let mut command = Command::new(holdfast);
-    command.arg("nic").arg("--socket").arg(socket);
+    command.arg("nic").args(options);
+    for socket in sockets {
+        command.arg("--socket").arg(socket);
+    }
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     let mut server = Guarded::spawn(&mut command, Terminal::Own)?;
     let start = Instant::now();
-    while !socket.exists() {
+    while !sockets.iter().all(|socket| socket.exists()) {
         if let Some(status) = server.ended()? {
             bail!("the emulated NIC ended with {status}:\n{}", process::tail(log, 20));
         }
         if process::interrupted() || start.elapsed() > Duration::from_secs(20) {
-            bail!("the emulated NIC does not listen on {socket:?}:\n{}", process::tail(log, 20));
+            bail!("the emulated NIC does not listen on {sockets:?}:\n{}", process::tail(log, 20));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -45,12 +45,13 @@ pub(crate) fn serve(
         }
         let (ask, count) = (ask.clone(), clients.clone());
         // Detached: it holds nothing but its socket, and ends with it or with its patience.
-        let started = std::thread::Builder::new().name("nic-control-client".into()).spawn(move || {
-            if let Err(error) = converse(&stream, &ask) {
-                tracing::debug!(%error, "a control client left");
-            }
-            count.fetch_sub(1, Ordering::Relaxed);
-        });
+        let started =
+            std::thread::Builder::new().name("nic-control-client".into()).spawn(move || {
+                if let Err(error) = converse(&stream, &ask) {
+                    tracing::debug!(%error, "a control client left");
+                }
+                count.fetch_sub(1, Ordering::Relaxed);
+            });
         if started.is_err() {
             clients.fetch_sub(1, Ordering::Relaxed);
         }

@@ -8,7 +8,7 @@ use holdfast_wire::attr::{AhAttr, QpAttr, QpState, QpType, ack_timeout_ns, mtu_b
 
 use super::fabric::Route;
 use super::host::{QpInit, RecvQueue, RecvRequest};
-use super::packet::Op;
+use super::packet::{Op, psn_diff};
 use super::sched::QpRef;
 use super::window::Window;
 
@@ -44,6 +44,15 @@ pub(crate) struct Sender {
     pub(crate) busy_since: Option<u64>,
     /// READ bytes asked of a link and not yet answered.
     pub(crate) read_credit: u64,
+}
+
+impl Sender {
+    /// Takes everything before packet `psn` as acknowledged, unless that was never sent. Says
+    /// whether it was news.
+    #[inline]
+    pub(crate) fn acknowledge(&mut self, psn: u32) -> bool {
+        psn_diff(self.next_psn, psn) >= 0 && self.window.acknowledge(psn)
+    }
 }
 
 /// A message under way at the receiver.

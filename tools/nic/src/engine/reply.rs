@@ -23,11 +23,10 @@ impl<H: Host> Engine<H> {
     #[inline]
     pub(super) fn answer(&mut self, at: QpRef, reply: Reply, now: u64) -> Step {
         let Some(qp) = self.nics[at.nic].qps.get_mut(at.handle) else { return Step::Stop };
-        let window = &mut qp.sender.window;
         let news = match reply {
-            Reply::Ack { psn } => window.acknowledge(psn_add(psn, 1)),
-            Reply::Read { psn, packets } => window.answered(psn, packets),
-            Reply::Atomic { psn, .. } => window.answered(psn, 1),
+            Reply::Ack { psn } => qp.sender.acknowledge(psn_add(psn, 1)),
+            Reply::Read { psn, packets } => qp.sender.window.answered(psn, packets),
+            Reply::Atomic { psn, .. } => qp.sender.window.answered(psn, 1),
             _ => return self.trouble(at, reply, now),
         };
         if !news {
@@ -48,7 +47,7 @@ impl<H: Host> Engine<H> {
         let nic = &mut self.nics[at.nic];
         let Some(qp) = nic.qps.get_mut(at.handle) else { return Step::Stop };
         if let Reply::Nak { psn, .. } | Reply::Rnr { psn, .. } | Reply::Busy { psn } = reply
-            && qp.sender.window.acknowledge(psn)
+            && qp.sender.acknowledge(psn)
         {
             qp.refill_retries();
         }

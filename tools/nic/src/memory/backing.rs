@@ -40,7 +40,7 @@ impl FileFacts {
         let whole = kind == SFlag::S_IFREG;
         let huge = whole
             && nix::sys::statfs::fstatfs(fd.as_fd())
-                .is_ok_and(|fs| fs.filesystem_type().0 as i64 == HUGETLBFS_MAGIC);
+                .is_ok_and(|fs| fs.filesystem_type().0 == HUGETLBFS_MAGIC);
         let page = match (huge, whole) {
             (true, _) => usize::try_from(stat.st_blksize).map_err(|_| Errno::EINVAL)?,
             (false, true) => 4096,

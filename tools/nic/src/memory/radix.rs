@@ -36,10 +36,7 @@ pub(super) struct Table {
 
 impl Table {
     fn new() -> Box<Self> {
-        Box::new(Self {
-            entries: [const { AtomicU64::new(0) }; ENTRIES],
-            used: AtomicU32::new(0),
-        })
+        Box::new(Self { entries: [const { AtomicU64::new(0) }; ENTRIES], used: AtomicU32::new(0) })
     }
 }
 

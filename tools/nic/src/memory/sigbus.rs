@@ -197,8 +197,7 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
             }
         }
         handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            type Action =
-                extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+            type Action = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
             // SAFETY: SA_SIGINFO says that the handler has this signature.
             let handler: Action = unsafe { std::mem::transmute(handler) };
             handler(signal, info, context);

@@ -107,7 +107,7 @@ impl Space {
         file: Option<FileRange<'_>>,
     ) -> Result<(), MapError> {
         let offset = file.map_or(0, |file| file.offset);
-        if len == 0 || [iova, len, offset].iter().any(|value| value % PAGE != 0) {
+        if len == 0 || [iova, len, offset].iter().any(|value| !value.is_multiple_of(PAGE)) {
             return Err(MapError::Unaligned { iova, len, offset });
         }
         let end = in_range(iova, len)?;
@@ -146,7 +146,7 @@ impl Space {
     /// can still start. It waits for the reader's next quiescent point, some microseconds; called
     /// on the reader's own thread while that is online it would wait for ever.
     pub fn unmap(&self, iova: u64, len: u64) -> Result<u64, MapError> {
-        if len == 0 || iova % PAGE != 0 || len % PAGE != 0 {
+        if len == 0 || !iova.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
             return Err(MapError::Unaligned { iova, len, offset: 0 });
         }
         let end = iova.checked_add(len).ok_or(MapError::OutOfRange { iova, len })?;
@@ -219,8 +219,8 @@ impl Book {
         len: u64,
     ) -> Result<Arc<Backing>, MapError> {
         let FileRange { fd, offset } = file;
-        let facts = FileFacts::of(fd, prot)
-            .map_err(|errno| MapError::File { offset, len, errno })?;
+        let facts =
+            FileFacts::of(fd, prot).map_err(|errno| MapError::File { offset, len, errno })?;
         if let Some(backing) = self.files.get(&facts.key).and_then(Weak::upgrade)
             && backing.serves(offset, len)
         {
@@ -234,7 +234,5 @@ impl Book {
 }
 
 fn in_range(iova: u64, len: u64) -> Result<u64, MapError> {
-    iova.checked_add(len)
-        .filter(|&end| end <= IOVA_LIMIT)
-        .ok_or(MapError::OutOfRange { iova, len })
+    iova.checked_add(len).filter(|&end| end <= IOVA_LIMIT).ok_or(MapError::OutOfRange { iova, len })
 }

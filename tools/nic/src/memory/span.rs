@@ -181,7 +181,11 @@ impl Span {
     /// # Panics
     /// When it would be out of bounds.
     #[inline]
-    pub fn write_at<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Result<(), Fault> {
+    pub fn write_at<T: IntoBytes + Immutable>(
+        &self,
+        offset: usize,
+        value: &T,
+    ) -> Result<(), Fault> {
         self.slice(offset, self.len).write(value.as_bytes())
     }
 

@@ -124,7 +124,6 @@ impl Processor {
         }
     }
 
-
     /// Adds a NIC over `space`, whose reader this is.
     pub(crate) fn add_nic(
         &mut self,

@@ -111,7 +111,9 @@ impl Device {
         bytes[..size_of::<ResponseHeader>()].copy_from_slice(header.as_bytes());
         let err = match known {
             Err(_) => ERR_NO_DSR,
-            Ok(_) => self.respond(front, slots.response, &bytes).map_or(libc::EFAULT, |()| errno) as u32,
+            Ok(_) => {
+                self.respond(front, slots.response, &bytes).map_or(libc::EFAULT, |()| errno) as u32
+            }
         };
         front.irqs.fire(VECTOR_RESPONSE);
         match err {
@@ -387,11 +389,12 @@ impl Device {
             && modify.attr_mask & mask::STATE != 0
             && modify.attrs.qp_state != QpState::Reset.wire();
         let front = engine.host(self.nic);
-        if leaves_reset && let Some(rings) = front.qps.get_mut(handle as usize) {
-            if let Some(QpRings { pages, send, recv, .. }) = rings.as_deref_mut() {
-                for ring in [send, recv].into_iter().flatten() {
-                    ring.restart(pages, &mut front.reader)?;
-                }
+        if leaves_reset
+            && let Some(Some(rings)) = front.qps.get_mut(handle as usize)
+        {
+            let QpRings { pages, send, recv, .. } = rings.as_mut();
+            for ring in [send, recv].into_iter().flatten() {
+                ring.restart(pages, &mut front.reader)?;
             }
         }
         done()

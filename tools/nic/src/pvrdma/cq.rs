@@ -40,15 +40,7 @@ pub struct CompletionRing {
 impl CompletionRing {
     /// A ring of `size` entries (a power of two) in `pages`, state page first.
     pub fn new(size: RingSize, pages: QueuePages) -> Self {
-        Self {
-            tail: 0,
-            head: 0,
-            armed: Armed::No,
-            size,
-            written: 0,
-            last_solicited: 0,
-            pages,
-        }
+        Self { tail: 0, head: 0, armed: Armed::No, size, written: 0, last_solicited: 0, pages }
     }
 
     /// Number of entries.

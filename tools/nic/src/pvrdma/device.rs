@@ -231,7 +231,8 @@ impl Device {
     }
 
     fn list_pages(&mut self) {
-        self.pages = self.home_page.into_iter().chain(self.contexts.iter().flatten().copied()).collect();
+        self.pages =
+            self.home_page.into_iter().chain(self.contexts.iter().flatten().copied()).collect();
         self.pages.sort_unstable();
         self.pages.dedup();
     }
@@ -259,8 +260,7 @@ impl Device {
                 more
             }
             uar::CQ => {
-                let (any, solicited) =
-                    (word & uar::CQ_ARM != 0, word & uar::CQ_ARM_SOLICITED != 0);
+                let (any, solicited) = (word & uar::CQ_ARM != 0, word & uar::CQ_ARM_SOLICITED != 0);
                 if any || solicited {
                     engine.host(self.nic).arm(handle, !any);
                 }

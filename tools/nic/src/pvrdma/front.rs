@@ -169,9 +169,7 @@ impl Front {
     #[inline]
     pub fn has_sends(&mut self, handle: u32) -> bool {
         match get(&mut self.qps, handle) {
-            Some(QpRings { pages, send: Some(send), .. }) => {
-                send.has_work(pages, &mut self.reader)
-            }
+            Some(QpRings { pages, send: Some(send), .. }) => send.has_work(pages, &mut self.reader),
             _ => false,
         }
     }
@@ -199,7 +197,10 @@ impl Front {
         self.irqs.fire(VECTOR_COMPLETION);
     }
 
-    fn recv_ring(&mut self, queue: RecvQueue) -> Option<(&mut WorkRing, &mut QueuePages, &mut Reader)> {
+    fn recv_ring(
+        &mut self,
+        queue: RecvQueue,
+    ) -> Option<(&mut WorkRing, &mut QueuePages, &mut Reader)> {
         match queue {
             RecvQueue::Own(qp) => {
                 let QpRings { pages, recv, .. } = get(&mut self.qps, qp)?;

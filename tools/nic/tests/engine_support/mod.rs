@@ -37,7 +37,7 @@ pub struct MemHost {
 }
 
 impl MemHost {
-    fn new() -> Self {
+    pub fn new() -> Self {
         // Neighbouring pages on the bus in runs of three, so that runs and gaps both occur.
         let iovas = (0..PAGES).map(|p| (Self::iova_of(p), p)).collect();
         Self {
@@ -326,7 +326,8 @@ impl Pair {
 
     /// Completions that are there, sends and receives.
     pub fn pending(&mut self, side: Side) -> usize {
-        self.host(side).completions.values().map(VecDeque::len).sum()
+        let completions = &self.host(side).completions;
+        [side.send_cq, side.recv_cq].iter().filter_map(|cq| completions.get(cq)).map(VecDeque::len).sum()
     }
 
     pub fn write(&mut self, side: Side, addr: u64, data: &[u8]) {

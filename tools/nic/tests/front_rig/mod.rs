@@ -506,19 +506,16 @@ impl<'a> Client<'a> {
 
     pub fn next_event(&mut self) -> Option<(u32, u32)> {
         let size = RingSize::of_device_ring(4, 8).unwrap();
-        let entry: Option<u64> =
-            take_entry(&self.memory, self.events, size, &mut self.event_head);
+        let entry: Option<u64> = take_entry(&self.memory, self.events, size, &mut self.event_head);
         entry.map(|entry| (entry as u32, (entry >> 32) as u32))
     }
 
     /// Binds eventfds to all three vectors.
     pub fn bind_irqs(&self) -> [EventFd; 3] {
-        let fds = [(); 3]
-            .map(|()| EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap());
+        let fds =
+            [(); 3].map(|()| EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap());
         let clones = fds.iter().map(|fd| Some(fd.as_fd().try_clone_to_owned().unwrap())).collect();
-        self.process
-            .with_backend(self.nic, |b| b.set_irqs(2, 0, IrqAction::Bind(clones)))
-            .unwrap();
+        self.process.with_backend(self.nic, |b| b.set_irqs(2, 0, IrqAction::Bind(clones))).unwrap();
         fds
     }
 

@@ -1,0 +1,45 @@
+# Read by every suite's script: runs checks and says how each went, one line each, which is what
+# the runner on the host reads. A program may print such lines itself:
+#   ok   NAME (1.2 s)
+#   FAIL NAME (1.2 s): REASON
+
+failed=0
+
+now() { cut -d' ' -f1 /proc/uptime; }
+
+# check NAME COMMAND...: runs the command with its output in a log; a failure shows the log's end.
+# LIMIT (seconds, 60 by default) ends a command that hangs.
+check() {
+    name=$1
+    shift
+    log=/job/out/$(echo "$name" | tr -c 'A-Za-z0-9._\n-' _).log
+    before=$(now)
+    (if command -v "$1" >/dev/null && [ "$(command -v "$1")" = "$1" ]; then
+        "$@" # a shell function: no time limit of its own
+    else
+        exec timeout -k 5 "${LIMIT:-60}" "$@"
+    fi) >"$log" 2>&1 </dev/null
+    status=$?
+    took=$(echo "$(now) $before" | awk '{ printf "%.1f", $1 - $2 }')
+    if [ $status = 0 ]; then
+        echo "ok   $name ($took s)"
+    else
+        failed=$((failed + 1))
+        why="exit status $status"
+        [ $status = 124 ] && why="no end within ${LIMIT:-60} s"
+        echo "FAIL $name ($took s): $why"
+        tail -n 25 "$log" | sed 's/^/     | /'
+    fi
+    return $status
+}
+
+# bind_vfio BDF...: gives functions to vfio-pci.
+bind_vfio() {
+    for bdf in "$@"; do
+        device=/sys/bus/pci/devices/$bdf
+        echo vfio-pci >"$device/driver_override"
+        [ -e "$device/driver" ] && echo "$bdf" >"$device/driver/unbind"
+        echo "$bdf" >/sys/bus/pci/drivers_probe
+        [ "$(basename "$(readlink "$device/driver")")" = vfio-pci ] || return 1
+    done
+}

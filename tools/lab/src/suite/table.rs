@@ -1,0 +1,123 @@
+//! Suites as data: what to boot, what to run in it, what to expect.
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::debian::KernelVersion;
+use crate::guest::{Nic, QemuVersion};
+
+/// A suite: rows that run the same script on different machines.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    /// Its name on the command line.
+    #[serde(skip)]
+    pub name: String,
+    /// One line for people.
+    pub about: String,
+    /// What the guest runs.
+    #[serde(skip)]
+    pub script_text: &'static str,
+    pub qemu: QemuVersion,
+    #[serde(default)]
+    pub nics: Vec<Nic>,
+    /// More arguments of `holdfast nic`.
+    #[serde(default)]
+    pub nic_options: Vec<String>,
+    #[serde(default)]
+    pub needs: Vec<Need>,
+    #[serde(default)]
+    pub faults: Faults,
+    /// Seconds from power-on to power-off.
+    pub limit: u64,
+    #[serde(default = "default_memory")]
+    pub memory_mib: u32,
+    /// Kernel parameters.
+    #[serde(default)]
+    pub append: String,
+    #[serde(rename = "row")]
+    pub rows: Vec<Row>,
+}
+
+/// One guest of a suite.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    pub kernel: KernelVersion,
+    /// What is special about it, if anything; the script sees it as ROW.
+    #[serde(default)]
+    pub name: String,
+    /// In place of the suite's.
+    pub nics: Option<Vec<Nic>>,
+    /// In place of the suite's.
+    pub nic_options: Option<Vec<String>>,
+}
+
+/// Something of ours that the guest gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// The `holdfast` command.
+    Holdfast,
+    /// The checker of the IOMMU layer.
+    LabDomain,
+    /// Linux's PVRDMA driver, loaded.
+    VmwPvrdma,
+}
+
+/// DMA faults in the guest's kernel log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Faults {
+    /// None may be there.
+    #[default]
+    None,
+    /// The suite provokes some.
+    Provoked,
+}
+
+fn default_memory() -> u32 {
+    2048
+}
+
+/// A suite's name, table and script.
+type Entry = (&'static str, &'static str, &'static str);
+
+const TABLES: &[Entry] = &[
+    ("domain", include_str!("../../suites/domain.toml"), include_str!("../../suites/domain.sh")),
+    (
+        "vfio-user",
+        include_str!("../../suites/vfio-user.toml"),
+        include_str!("../../suites/vfio-user.sh"),
+    ),
+    ("judge", include_str!("../../suites/judge.toml"), include_str!("../../suites/judge.sh")),
+];
+
+/// All suites, in the order in which they run.
+pub fn all() -> Result<Vec<Suite>> {
+    TABLES
+        .iter()
+        .map(|(name, table, script)| {
+            let mut suite: Suite =
+                toml::from_str(table).with_context(|| format!("the table of suite {name}"))?;
+            suite.name = (*name).to_owned();
+            suite.script_text = script;
+            Ok(suite)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_is_read_and_has_rows() {
+        let suites = all().unwrap();
+        assert_eq!(suites.len(), TABLES.len());
+        for suite in suites {
+            assert!(!suite.rows.is_empty(), "{} has no rows", suite.name);
+            assert!(!suite.script_text.is_empty(), "{} has no script", suite.name);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What a guest said about its checks, and what its kernel said about the guest.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::table::Faults;
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    pub seconds: f64,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// How one row went.
+#[derive(Debug, Serialize)]
+pub struct Verdict {
+    pub suite: String,
+    pub row: String,
+    pub kernel: &'static str,
+    pub qemu: &'static str,
+    pub ok: bool,
+    pub seconds: f64,
+    pub checks: Vec<Check>,
+    /// DMA faults that the guest's kernel logged (it limits how many it logs).
+    pub dma_faults: usize,
+    /// What the suite measured.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub numbers: Map<String, Value>,
+    /// Why the row could not run or came to no end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Verdict {
+    /// Passed and failed checks; a row that came to no end counts as one more failure.
+    pub fn counts(&self) -> (usize, usize) {
+        let passed = self.checks.iter().filter(|check| check.ok).count();
+        (passed, self.checks.len() - passed + usize::from(self.error.is_some()))
+    }
+}
+
+/// Reads the lines `ok   NAME (1.2 s)` and `FAIL NAME (1.2 s): REASON` out of a console's text.
+pub fn read_checks(console: &str) -> Vec<Check> {
+    console.lines().filter_map(read_check).collect()
+}
+
+fn read_check(line: &str) -> Option<Check> {
+    let (ok, rest) = match (line.strip_prefix("ok   "), line.strip_prefix("FAIL ")) {
+        (Some(rest), _) => (true, rest),
+        (_, Some(rest)) => (false, rest),
+        _ => return None,
+    };
+    let (head, reason) = match rest.split_once(" s): ") {
+        Some((head, reason)) => (head, reason),
+        None => (rest.strip_suffix(" s)")?, ""),
+    };
+    let (name, seconds) = head.rsplit_once(" (")?;
+    let seconds = seconds.parse().ok()?;
+    Some(Check { name: name.to_owned(), ok, seconds, reason: reason.to_owned() })
+}
+
+/// The checks that the kernel log is subject to in every row, and the DMA faults in it.
+pub fn judge_kernel_log(dmesg: &str, faults: Faults) -> (Vec<Check>, usize) {
+    let fault = |line: &&str| line.contains("DMAR: [") && line.contains("fault addr");
+    let dma_faults: Vec<&str> = dmesg.lines().filter(fault).collect();
+    let bad = ["BUG:", "WARNING:", "Oops", "Call Trace:", "general protection", "hung_task"];
+    let trouble: Vec<&str> =
+        dmesg.lines().filter(|line| bad.iter().any(|word| line.contains(word))).collect();
+    let mut checks = vec![kernel_check("the kernel log has no warning or bug", &trouble)];
+    if faults == Faults::None {
+        checks.push(kernel_check("the kernel log has no DMA fault", &dma_faults));
+    }
+    (checks, dma_faults.len())
+}
+
+fn kernel_check(name: &str, found: &[&str]) -> Check {
+    let reason = found.first().map(|line| format!("{} lines, the first: {line}", found.len()));
+    Check {
+        name: name.to_owned(),
+        ok: found.is_empty(),
+        seconds: 0.0,
+        reason: reason.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_are_found_among_other_lines() {
+        let console = "boot\nok   a write (64 B) lands (0.25 s)\n     | detail\n\
+                       FAIL it (all) works (12.0 s): exit status 3 (see log)\nok   but no time\n";
+        let check = |name: &str, ok, seconds, reason: &str| Check {
+            name: name.into(),
+            ok,
+            seconds,
+            reason: reason.into(),
+        };
+        assert_eq!(
+            read_checks(console),
+            [
+                check("a write (64 B) lands", true, 0.25, ""),
+                check("it (all) works", false, 12.0, "exit status 3 (see log)"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_dma_fault_fails_a_row_that_provokes_none() {
+        let dmesg = "[1.0] DMAR: Host address width 39\n[2.0] DMAR: [DMA Write NO_PASID] Request \
+                     device [00:10.0] fault addr 0x1000 [fault reason 0x05] PTE\n";
+        let (checks, faults) = judge_kernel_log(dmesg, Faults::None);
+        assert_eq!(faults, 1);
+        assert_eq!(checks.iter().filter(|check| !check.ok).count(), 1);
+        let (checks, faults) = judge_kernel_log(dmesg, Faults::Provoked);
+        assert_eq!(faults, 1);
+        assert!(checks.iter().all(|check| check.ok));
+    }
+}

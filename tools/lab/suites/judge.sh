@@ -1,0 +1,53 @@
+# Linux's own driver and the verbs tools against two emulated NICs.
+. /job/lab/check.sh
+LIMIT=90
+
+check "vmw_pvrdma takes both NICs" lab-rdma
+set -- $(ls /sys/class/infiniband)
+one=$1 two=$2
+[ -n "$two" ] || { dmesg | grep -i -E 'pvrdma|vmxnet3' | tail -n 20; exit 1; }
+check "ibv_devices lists both" sh -c "ibv_devices | grep -q $two"
+check "ibv_devinfo -v answers" sh -c "ibv_devinfo -v -d $one"
+active() { ibv_devinfo -d $1 | grep -q PORT_ACTIVE; }
+check "the port is active" active $one
+check "the driver bound a GID" sh -c "cat /sys/class/infiniband/$one/ports/1/gids/0 | grep -qv '^0000:0000:0000:0000:0000:0000:0000:0000\$'"
+
+# pair TOOL ARGS...: the tool as a server on the first NIC and as a client on the second.
+pair() {
+    tool=$1
+    shift
+    timeout "$LIMIT" "$tool" -d $one "$@" >/tmp/server.log 2>&1 &
+    server=$!
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        grep -q ':4A4F ' /proc/net/tcp6 /proc/net/tcp && break # perftest and pingpong: port 18515 is 4853
+        grep -q ':4853 ' /proc/net/tcp6 /proc/net/tcp && break
+        sleep 0.2
+    done
+    timeout "$LIMIT" "$tool" -d $two "$@" 127.0.0.1
+    client=$?
+    wait $server
+    server=$?
+    echo "client: $client, server: $server"
+    sed 's/^/server: /' /tmp/server.log
+    [ $client = 0 ] && [ $server = 0 ]
+}
+
+for events in "" "-e"; do
+    check "ibv_rc_pingpong $events" pair ibv_rc_pingpong -g 0 -n 200 -c $events
+    check "ibv_ud_pingpong $events" pair ibv_ud_pingpong -g 0 -n 200 -c $events
+    check "ibv_srq_pingpong $events" pair ibv_srq_pingpong -g 0 -n 200 -q 4 -c $events
+    for tool in ib_send_lat ib_write_lat ib_read_lat ib_atomic_lat; do
+        case "$tool $events" in "ib_write_lat -e") continue ;; esac # write_lat polls memory
+        check "$tool $events" pair $tool -x 0 -n 200 -F $events
+    done
+    for tool in ib_send_bw ib_write_bw ib_read_bw; do
+        check "$tool $events" pair $tool -x 0 -n 200 -s 65536 -F $events
+    done
+done
+check "ib_write_bw, 8 queue pairs" pair ib_write_bw -x 0 -n 100 -q 8 -F
+check "ib_send_bw, all sizes" pair ib_send_bw -x 0 -n 20 -a -F
+check "ib_send_lat over UD" pair ib_send_lat -x 0 -n 200 -c UD -F
+check "ib_atomic_lat, compare and swap" pair ib_atomic_lat -x 0 -n 200 -A CMP_AND_SWAP -F
+check "rmmod vmw_pvrdma" rmmod vmw_pvrdma
+check "insmod vmw_pvrdma again" insmod /job/vmw_pvrdma.ko
+[ $failed = 0 ]
