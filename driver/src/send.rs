@@ -5,9 +5,8 @@
 //! the device with one store of the tail and one doorbell. Nothing here allocates, locks or
 //! makes a system call.
 //!
-//! One comparison bounds posting: `limit` is the position at which either the credit (depth minus
-//! requests not completed) or the ring space known so far ends. Only when it is reached are the
-//! two read again.
+//! One comparison bounds posting: `limit` is the position at which the credit (depth minus requests
+//! not completed) known so far ends. Only when it is reached is the account read again.
 //!
 //! Posting is safe in Rust's sense: the addresses in a scatter/gather entry are the device's, which
 //! checks them against the region its key names. What the device writes to a region is outside
@@ -435,13 +434,14 @@ impl SendQueue {
             return Err(PostError::QpState { state });
         }
         self.gid_word = u64::from(self.qp.gid_index()) << GID_SHIFT;
-        let free =
-            self.ring.free(self.posted).map_err(|value| PostError::DeviceNonsense { value })?;
+        // Only a check: what has completed has been fetched, so credit (at most the depth, which is
+        // at most the ring) never runs past ring space, and a device may move its index late.
+        self.ring.free(self.posted).map_err(|value| PostError::DeviceNonsense { value })?;
         let credit = self.available();
-        if credit == 0 || free == 0 {
+        if credit == 0 {
             return Err(PostError::QueueFull { depth: self.depth });
         }
-        self.limit = self.posted.wrapping_add(credit.min(free));
+        self.limit = self.posted.wrapping_add(credit);
         Ok(())
     }
 

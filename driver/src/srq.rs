@@ -219,6 +219,8 @@ impl SharedReceiveQueue {
     fn refresh(&mut self) -> Result<(), PostError> {
         let free =
             self.ring.free(self.posted).map_err(|value| PostError::DeviceNonsense { value })?;
+        // What has completed has been fetched, and a device may move its index late.
+        let free = free.max(self.ring.slots() - self.inner.tickets.outstanding());
         if free == 0 {
             return Err(PostError::QueueFull { depth: self.depth });
         }

@@ -5,7 +5,7 @@ use holdfast_driver::testing::{fuzz_device, fuzz_device_steps};
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20000))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn no_device_can_make_the_driver_panic(data in prop::collection::vec(any::<u8>(), 0..1500)) {

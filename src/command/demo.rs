@@ -20,7 +20,7 @@ use super::histogram::{Latencies, Percentiles, human_bytes, human_ns};
 use super::machine::Machine;
 use super::pingpong::{fill, is};
 use super::watch::Watch;
-use super::{EXIT_FAILED, Usage, affinity, interrupt, parse};
+use super::{EXIT_FAILED, Usage, interrupt, parse};
 
 /// Bytes of one WRITE or READ: a page.
 const BLOCK: usize = 4096;
@@ -95,9 +95,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     }
     let endpoints = EndpointOptions::local(options.device.clone(), PATIENCE);
     endpoints.check()?;
-    if let Some(cpu) = options.device.placement().bench {
-        affinity::pin(cpu)?;
-    }
+    let placement = options.device.placement();
     let clock = Clock::calibrate();
     let place = Place::new(options.file.as_deref(), size)?;
     let say = |text: String| {
@@ -115,7 +113,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
         recv_depth: 1,
         inline: 0,
     };
-    let mut session = Session::start(&endpoints, &shape)?;
+    let mut session = Session::start(&endpoints, placement, &shape)?;
     let outcome = exchange(&mut session, options, &place.path, &clock)?;
     drop(session);
     let (write, read) = (outcome.0, outcome.1);

@@ -67,7 +67,7 @@ impl DeviceOptions {
         names.join(",")
     }
 
-    /// Where the measuring thread and the NIC run.
+    /// Where the measuring thread and the NIC run. Ask before the thread is bound.
     pub fn placement(&self) -> Placement {
         Placement::choose(self.cpu, self.nic_cpu, &affinity::allowed())
     }
@@ -169,10 +169,15 @@ enum Nic {
 }
 
 impl Session {
-    /// Starts the NIC, if it is this command's to start, and connects the ends. Call it on the
+    /// Starts the NIC, if it is this command's to start, connects the ends, and binds the calling
+    /// thread to its processor (only now: the NIC's process would inherit that). Call it on the
     /// main thread: the NIC's process ends with the thread that started it.
-    pub fn start(options: &EndpointOptions, shape: &Shape) -> anyhow::Result<Self> {
-        let (devices, nic) = open(&options.device)?;
+    pub fn start(
+        options: &EndpointOptions,
+        placement: Placement,
+        shape: &Shape,
+    ) -> anyhow::Result<Self> {
+        let (devices, nic) = open(&options.device, placement)?;
         interrupt::check()?;
         let mut session = Self {
             active: None,
@@ -194,6 +199,9 @@ impl Session {
                 passive.connect(&a)?;
                 (session.active, session.passive) = (Some(active), Some(passive));
             }
+        }
+        if let Some(cpu) = placement.bench {
+            affinity::pin(cpu)?;
         }
         Ok(session)
     }
@@ -334,13 +342,16 @@ pub struct Failed(pub Completion);
 
 /// The devices of both ends (the same one twice, where one was named), and the NIC, if it was
 /// started here.
-fn open(options: &DeviceOptions) -> anyhow::Result<((Device, Device), Option<Nic>)> {
+fn open(
+    options: &DeviceOptions,
+    placement: Placement,
+) -> anyhow::Result<((Device, Device), Option<Nic>)> {
     let open = |address: &DeviceAddress| {
         Device::open(address).with_context(|| format!("cannot open {address}"))
     };
     match options.devices.as_slice() {
         [DeviceAddress::Emulated] => {
-            let (devices, nic) = start_nic(options.in_process, options.placement())?;
+            let (devices, nic) = start_nic(options.in_process, placement)?;
             Ok((devices, Some(nic)))
         }
         [one] => {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::endpoints::{End, EndpointOptions, Session, Shape, wait_for};
 use super::histogram::{human_bytes, human_ns};
 use super::watch::Watch;
-use super::{EXIT_FAILED, Usage, affinity, interrupt, parse};
+use super::{EXIT_FAILED, Usage, interrupt, parse};
 
 /// Receives that each end keeps posted.
 const DEPTH: u32 = 8;
@@ -67,9 +67,7 @@ pub fn run(options: &PingpongOptions) -> anyhow::Result<ExitCode> {
     if options.size > 1 << 30 {
         return Err(Usage::error(format!("--size {} is more than 1 GiB", options.size)));
     }
-    if let Some(cpu) = options.endpoints.device.placement().bench {
-        affinity::pin(cpu)?;
-    }
+    let placement = options.endpoints.device.placement();
     let shape = Shape {
         purpose: format!("pingpong size {} iters {}", options.size, options.iters),
         bytes: 2 * stride(options.size),
@@ -79,7 +77,7 @@ pub fn run(options: &PingpongOptions) -> anyhow::Result<ExitCode> {
         recv_depth: DEPTH,
         inline: 0,
     };
-    let mut session = Session::start(&options.endpoints, &shape)?;
+    let mut session = Session::start(&options.endpoints, placement, &shape)?;
     let mut watch = session.watch();
     for end in session.active.iter_mut().chain(&mut session.passive) {
         for _ in 0..DEPTH {

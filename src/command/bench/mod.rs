@@ -15,7 +15,7 @@ pub use options::BenchOptions;
 use options::{Mode, Operation, Plan, Stop};
 use report::{Report, Throughput};
 
-use super::affinity::{self, Placement};
+use super::affinity::Placement;
 use super::clock::Clock;
 use super::endpoints::{End, Session, Shape};
 use super::histogram::Latencies;
@@ -87,9 +87,6 @@ pub fn run(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     options.endpoints.check()?;
     check_region(options)?;
     let placement = options.endpoints.device.placement();
-    if let Some(cpu) = placement.bench {
-        affinity::pin(cpu)?;
-    }
     let clock = Clock::calibrate();
     // Before the NIC starts: it would be in the way.
     let baseline = Baseline::measure(&plan, &clock, placement)?;
@@ -109,7 +106,7 @@ pub fn run(options: &BenchOptions) -> anyhow::Result<ExitCode> {
         },
         inline: if lat && plan.size <= INLINE { INLINE as u32 } else { 0 },
     };
-    let mut session = Session::start(&options.endpoints, &shape)?;
+    let mut session = Session::start(&options.endpoints, placement, &shape)?;
     let measured = measure(&mut session, &plan, layout, &clock)?;
     let kind = session.passive.as_ref().or(session.active.as_ref()).map(region_kind);
     drop(session);

@@ -130,6 +130,15 @@ pub fn namespaced(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// [`namespaced`], with `root` as the root folder and a /proc in it.
+pub fn namespaced_in(root: &Path, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount"]);
+    command.arg(format!("--mount-proc={}", root.join("proc").display()));
+    command.args(["--", "chroot"]).arg(root).arg(program);
+    command
+}
+
 /// Runs `command` to its end with its output in `log`, calling `tick` a few times a second with
 /// the log's last line. An error carries the log's tail.
 pub fn run_logged(

@@ -192,10 +192,18 @@ fn each_error_has_its_status_and_flushes_what_follows() {
             assert_eq!((done.status, done.wr_id), (case.status, 77), "{what}");
             for wr_id in [501, 502] {
                 let done = pair.sent(a);
-                assert_eq!((done.status, done.wr_id), (Status::WorkRequestFlushed, wr_id), "{what}");
+                assert_eq!(
+                    (done.status, done.wr_id),
+                    (Status::WorkRequestFlushed, wr_id),
+                    "{what}"
+                );
             }
             let flushed = pair.received(a);
-            assert_eq!((flushed.status, flushed.wr_id), (Status::WorkRequestFlushed, 601), "{what}");
+            assert_eq!(
+                (flushed.status, flushed.wr_id),
+                (Status::WorkRequestFlushed, 601),
+                "{what}"
+            );
             assert_eq!(pair.state(a), QpState::Error, "{what}");
             assert_eq!(pair.state(b), case.responder, "{what}");
             if let Some(kind) = case.event {

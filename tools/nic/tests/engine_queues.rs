@@ -121,8 +121,10 @@ fn the_first_packet_before_rts_is_an_event() {
     assert_eq!(pair.events(b), [EventKind::CommunicationEstablished]);
 }
 
-/// What misses: which side's page, under which request.
-const MISSES: [(&str, bool, fn(Side, Side) -> SendRequest); 6] = [
+/// What misses, whether it is the requester's own, and under which request.
+type Missing = (&'static str, bool, fn(Side, Side) -> SendRequest);
+
+const MISSES: [Missing; 6] = [
     ("source of a write", true, |a, b| {
         rdma(Opcode::RdmaWrite, &[sge(a, AT, 9000)], THERE, b.mr.rkey)
     }),
@@ -189,8 +191,7 @@ fn a_miss_fails_at_once_or_after_the_bound() {
                 let (mut pair, side, _) = miss(policy, path, n);
                 let (a, b) = (pair.a, pair.b);
                 let begun = pair.now;
-                let expected =
-                    if *own { Status::LocalProtection } else { Status::RemoteOperation };
+                let expected = if *own { Status::LocalProtection } else { Status::RemoteOperation };
                 assert_eq!(pair.sent(a).status, expected, "{what} on {path:?}, {policy:?}");
                 if !own {
                     assert_eq!(pair.state(b), QpState::Error, "{what} on {path:?}");
@@ -205,6 +206,55 @@ fn a_miss_fails_at_once_or_after_the_bound() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn an_atomic_whose_answer_cannot_be_written_is_replayed_not_repeated() {
+    let mut pair = Pair::on(Path::Link);
+    let (a, b) = (pair.a, pair.b);
+    let remote_addr = THERE & !7;
+    for (n, add) in [(0u64, 5u64), (1, 7)] {
+        let body = Atomic { remote_addr, compare_add: add, swap: 0, rkey: b.mr.rkey, reserved: 0 };
+        pair.send(a, request(Opcode::FetchAdd, &[sge(a, AT + 8 * n, 8)], body.as_bytes()));
+    }
+    // Both have left; the page goes before the answers come.
+    pair.miss(a, AT, true);
+    pair.until("a miss", |p| p.engine(a).counters(a.nic).translation_misses > 0);
+    pair.miss(a, AT, false);
+    assert_status(pair.sent(a), Status::Success);
+    assert_status(pair.sent(a), Status::Success);
+    assert!(pair.engine(b).counters(b.nic).duplicates > 0, "it was asked again");
+    assert_eq!(pair.read(b, remote_addr, 8), 12u64.to_le_bytes());
+    assert_eq!(pair.read(a, AT, 16), [0u64.to_le_bytes(), 5u64.to_le_bytes()].concat());
+}
+
+#[test]
+fn what_is_behind_a_stalled_or_unready_burst_needs_no_retries() {
+    for path in PATHS {
+        let mut options = Options::new(path);
+        (options.retry, options.miss) = (0, MissPolicy::Stall { bound: Duration::from_secs(2) });
+        let mut pair = Pair::new(options);
+        let (a, b) = (pair.a, pair.b);
+        pair.miss(b, THERE, true);
+        for n in 0..40 {
+            let wr = match n % 2 {
+                0 => rdma(Opcode::RdmaWrite, &[sge(a, AT, 8)], THERE, b.mr.rkey),
+                _ => send(&[]),
+            };
+            pair.send(a, SendRequest { wr_id: n, ..wr });
+        }
+        pair.until("three misses", |p| p.engine(b).counters(b.nic).translation_misses >= 3);
+        pair.miss(b, THERE, false);
+        pair.until("RNR", |p| p.engine(a).counters(a.nic).rnr_naks_received > 0);
+        for n in 0..40 {
+            pair.recv(b, n, &[]);
+        }
+        for n in 0..40 {
+            let done = pair.sent(a);
+            assert_eq!((done.wr_id, done.status), (n, Status::Success), "{path:?}");
+        }
+        assert_eq!(pair.engine(a).counters(a.nic).retries, 0, "{path:?}");
     }
 }
 
@@ -286,7 +336,7 @@ fn what_makes_no_sense_is_refused() {
         let refused = engine.create_mr(a.nic, init.clone()).expect_err("makes no sense");
         assert_eq!(refused.errno(), libc::EINVAL, "{init:?}");
     }
-    engine.create_mr(a.nic, page(vec![0x1000, u64::MAX & !0xfff], 0xfff, 2, 1)).expect("sound");
+    engine.create_mr(a.nic, page(vec![0x1000, !0xfff], 0xfff, 2, 1)).expect("sound");
     let init = QpInit {
         qp_type: QpType::Uc,
         pd: a.pd,

@@ -148,10 +148,7 @@ fn atomics_change_the_word_and_give_the_old_value() {
             (plain(Opcode::CompareSwap, old, 5, key), 5),
             (plain(Opcode::CompareSwap, old + 1, 5, key), old),
             (plain(Opcode::FetchAdd, u64::MAX, 0, key), old - 1),
-            (
-                masked(Opcode::MaskedCompareSwap, u64::MAX, old, 0xff, u64::MAX, key),
-                old | 0xff,
-            ),
+            (masked(Opcode::MaskedCompareSwap, u64::MAX, old, 0xff, u64::MAX, key), old | 0xff),
             (masked(Opcode::MaskedCompareSwap, 0, 0x5555, 0xff, 0xff, key), old),
             (
                 masked(Opcode::MaskedFetchAdd, 0xffff_ffff, 0x8000_0000, 0, 0, key),
@@ -277,8 +274,13 @@ fn many_requests_of_every_kind_complete_in_order() {
                 1 => rdma(Opcode::RdmaRead, &[sge(a, SOURCE, 70_000)], TARGET, b.mr.rkey),
                 2 => rdma(Opcode::RdmaWrite, &[], 0, 0),
                 _ => {
-                    let body =
-                        Atomic { remote_addr: BASE - BASE % 8 + 8, compare_add: 1, swap: 0, rkey: b.mr.rkey, reserved: 0 };
+                    let body = Atomic {
+                        remote_addr: BASE - BASE % 8 + 8,
+                        compare_add: 1,
+                        swap: 0,
+                        rkey: b.mr.rkey,
+                        reserved: 0,
+                    };
                     request(Opcode::FetchAdd, &[sge(a, SOURCE + 80_000, 8)], body.as_bytes())
                 }
             };

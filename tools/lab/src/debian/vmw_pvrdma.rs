@@ -55,8 +55,8 @@ impl Debian {
             fs::rename(unpacked.join(&source).join(FOLDER), root.join("module"))?;
 
             let progress = Progress::spinner(&format!("compiling vmw_pvrdma for {}", kernel.release));
-            let mut make = process::namespaced("chroot");
-            make.arg(&root).args(["make", "-j2", "-C"]);
+            let mut make = process::namespaced_in(&root, "make");
+            make.args(["-j2", "-C"]);
             make.arg(format!("/usr/src/{headers}"));
             make.args(["M=/module", "CONFIG_INFINIBAND_VMWARE_PVRDMA=m", "modules"]);
             make.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");

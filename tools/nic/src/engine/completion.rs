@@ -76,13 +76,13 @@ impl<H: Host> Nic<H> {
         let stopped = [QpState::Reset, QpState::Error];
         if self.qps.get(handle).is_some_and(|qp| !stopped.contains(&qp.state)) {
             self.event(EventKind::QpFatal, handle);
-            self.to_error(sched, handle);
+            self.enter_error(sched, handle);
         }
     }
 
     /// Puts a queue pair in state Error; what it holds is flushed when its turn comes.
     #[cold]
-    pub(crate) fn to_error(&mut self, sched: &mut Sched, handle: u32) {
+    pub(crate) fn enter_error(&mut self, sched: &mut Sched, handle: u32) {
         if let Some(qp) = self.qps.get_mut(handle) {
             qp.state = QpState::Error;
             qp.sender.wait_until = 0;
@@ -99,7 +99,7 @@ impl<H: Host> Nic<H> {
     pub(crate) fn send_failed(&mut self, sched: &mut Sched, handle: u32) {
         let Some(qp) = self.qps.get_mut(handle) else { return };
         if qp.init.qp_type == QpType::Rc {
-            return self.to_error(sched, handle);
+            return self.enter_error(sched, handle);
         }
         if qp.state != QpState::Error {
             qp.state = QpState::SendQueueError;

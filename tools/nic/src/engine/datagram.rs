@@ -182,7 +182,7 @@ impl<H: Host> Responder<'_, H> {
     #[cold]
     fn fail_receive(&mut self, handle: u32, datagram: &Datagram, status: Status) -> Option<()> {
         self.complete_datagram(handle, datagram, status)?;
-        self.nic.to_error(self.sched, handle);
+        self.nic.enter_error(self.sched, handle);
         None
     }
 

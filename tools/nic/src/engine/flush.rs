@@ -55,7 +55,10 @@ impl<H: Host> Engine<H> {
                 Flow::Wait => return,
             }
         }
-        while receives {
+        if !receives {
+            return;
+        }
+        loop {
             match self.flush_receive(at, now, budget) {
                 Flow::Go => {}
                 Flow::Done => break,
@@ -64,7 +67,7 @@ impl<H: Host> Engine<H> {
         }
         let nic = &mut self.nics[at.nic];
         let Some(qp) = nic.qps.get_mut(at.handle) else { return };
-        if receives && qp.init.srq.is_some() && !std::mem::replace(&mut qp.last_wqe_told, true) {
+        if qp.init.srq.is_some() && !std::mem::replace(&mut qp.last_wqe_told, true) {
             nic.event(EventKind::QpLastWqeReached, at.handle);
         }
     }

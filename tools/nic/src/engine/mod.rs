@@ -250,7 +250,7 @@ impl<H: Host> Engine<H> {
             self.links.return_credit(nic.qps.find(qp)?.route, held);
         }
         match (from, to) {
-            (_, QpState::Error) => nic.to_error(&mut self.sched, qp),
+            (_, QpState::Error) => nic.enter_error(&mut self.sched, qp),
             (QpState::ReadyToSend, QpState::SendQueueDrained) => nic.tell_drained(qp),
             (_, QpState::ReadyToSend) => self.sched.ready(nic.qps.find(qp)?),
             _ => {}

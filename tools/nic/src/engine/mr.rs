@@ -216,7 +216,9 @@ impl Mr {
     /// Most pages of a fast registration, if one may be made now under `key`.
     pub(crate) fn fast_reg_room(&self, pd: u32, key: u32) -> Option<u32> {
         match self.map {
-            Map::FastReg { max_pages, valid: false } if self.pd == pd && key >> 8 == self.key >> 8 => {
+            Map::FastReg { max_pages, valid: false }
+                if self.pd == pd && key >> 8 == self.key >> 8 =>
+            {
                 Some(max_pages)
             }
             _ => None,

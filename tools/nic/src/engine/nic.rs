@@ -1,6 +1,8 @@
 //! One NIC: its objects, and the commands that make, change and destroy them.
 
-use holdfast_wire::attr::{QpAttr, QpState, QpType, SRQ_MASK_LIMIT, SRQ_MASK_MAX_WR, SrqAttr, mask};
+use holdfast_wire::attr::{
+    QpAttr, QpState, QpType, SRQ_MASK_LIMIT, SRQ_MASK_MAX_WR, SrqAttr, mask,
+};
 
 use super::config::NicConfig;
 use super::counters::Counters;
@@ -214,14 +216,8 @@ impl<H> Nic<H> {
             let qpn = if gsi { 1 } else { u32::from(generation) << 16 | handle };
             Box::new(Qp::new(QpRef { nic, handle, serial }, qpn, *init))
         })?;
-        for users in [
-            self.pds.get_mut(init.pd).map(|p| &mut p.users),
-            self.cqs.get_mut(init.send_cq).map(|c| &mut c.users),
-        ] {
-            if let Some(users) = users {
-                *users += 1;
-            }
-        }
+        self.pds.find(init.pd)?.users += 1;
+        self.cqs.find(init.send_cq)?.users += 1;
         self.cqs.find(init.recv_cq)?.users += 1;
         if let Some(srq) = init.srq {
             self.srqs.find(srq)?.users += 1;

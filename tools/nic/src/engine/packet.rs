@@ -64,10 +64,7 @@ impl Op {
     ];
 
     pub(crate) fn is_atomic(self) -> bool {
-        matches!(
-            self,
-            Op::CompareSwap | Op::FetchAdd | Op::MaskedCompareSwap | Op::MaskedFetchAdd
-        )
+        matches!(self, Op::CompareSwap | Op::FetchAdd | Op::MaskedCompareSwap | Op::MaskedFetchAdd)
     }
 }
 

@@ -213,12 +213,8 @@ impl<H: Host> Engine<H> {
         if wqe.packets == 0 {
             return self.local_operation(at, now);
         }
-        let ends = Ends {
-            to: qp.peer,
-            to_qpn: qp.attr.dest_qp_num,
-            from: qp.own_gid,
-            from_qpn: qp.qpn,
-        };
+        let ends =
+            Ends { to: qp.peer, to_qpn: qp.attr.dest_qp_num, from: qp.own_gid, from_qpn: qp.qpn };
         let mut req = wqe.burst(ends, qp.mtu);
         let (sges, flags) = (&wqe.request.sges, wqe.request.flags);
         let access = if wqe.answered { ACCESS_LOCAL_WRITE } else { 0 };
@@ -228,8 +224,7 @@ impl<H: Host> Engine<H> {
             scratch.inline.clone_from(&wqe.request.inline);
         } else {
             let (skip, len) = (u64::from(req.offset), req.len as usize);
-            let mut memory =
-                Memory { host: &mut nic.host, mrs: &nic.mrs, pd: qp.init.pd };
+            let mut memory = Memory { host: &mut nic.host, mrs: &nic.mrs, pd: qp.init.pd };
             match memory.entries(sges, skip, len, access, &mut scratch.own) {
                 Ok(got) if got == len => {}
                 Ok(got) => {
@@ -249,8 +244,7 @@ impl<H: Host> Engine<H> {
         let reply = match qp.route {
             Route::Nic(nic) => {
                 let Scratch { own, peer, inline } = scratch;
-                let payload =
-                    if is_inline { Payload::Bytes(inline) } else { Payload::Spans(own) };
+                let payload = if is_inline { Payload::Bytes(inline) } else { Payload::Spans(own) };
                 let nic = &mut self.nics[nic];
                 Responder { nic, sched: &mut self.sched, spans: peer, now }.receive(
                     &req,
@@ -259,7 +253,9 @@ impl<H: Host> Engine<H> {
                 )
             }
             Route::Nowhere => Reply::Silence,
-            Route::Link(link) => return self.transmit_to_link(at, link, &req, is_inline, now, budget),
+            Route::Link(link) => {
+                return self.transmit_to_link(at, link, &req, is_inline, now, budget);
+            }
         };
         self.mark_sent(at, &req, now);
         budget.spend(req.len, 0);

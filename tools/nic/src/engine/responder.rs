@@ -74,7 +74,7 @@ impl<H: Host> Responder<'_, H> {
         let done = match psn_diff(req.psn, expected) {
             0 if !is_sound(req, mtu) => Err(INVALID),
             0 => self.execute(handle, req, payload, sink),
-            ahead @ 1.. => return self.out_of_order(handle, expected, ahead),
+            1.. => return self.out_of_order(handle, expected),
             _ => return self.duplicate(handle, expected, req, sink),
         };
         self.reply(handle, req, done)
@@ -84,6 +84,12 @@ impl<H: Host> Responder<'_, H> {
     #[inline]
     fn reply(&mut self, handle: u32, req: &Request, done: Result<Reply, Refusal>) -> Reply {
         let psn = req.psn;
+        if let Err(Refusal::Rnr | Refusal::Busy) = done
+            && let Some(qp) = self.nic.qps.get_mut(handle)
+        {
+            // What was sent behind it is dropped without a word: all of it comes again.
+            qp.receiver.nak_sent = true;
+        }
         match done {
             Ok(reply) => reply,
             Err(Refusal::Rnr) => {
@@ -98,7 +104,7 @@ impl<H: Host> Responder<'_, H> {
                 if let Some(kind) = event {
                     self.nic.event(kind, handle);
                 }
-                self.nic.to_error(self.sched, handle);
+                self.nic.enter_error(self.sched, handle);
                 Reply::Nak { psn, why }
             }
         }
@@ -106,7 +112,7 @@ impl<H: Host> Responder<'_, H> {
 
     /// Packets are missing before this one: says so once.
     #[cold]
-    fn out_of_order(&mut self, handle: u32, expected: u32, _ahead: i32) -> Reply {
+    fn out_of_order(&mut self, handle: u32, expected: u32) -> Reply {
         let Some(qp) = self.nic.qps.get_mut(handle) else { return Reply::Silence };
         if std::mem::replace(&mut qp.receiver.nak_sent, true) {
             return Reply::Silence;
@@ -426,7 +432,7 @@ fn is_sound(req: &Request, mtu: u32) -> bool {
         return (req.packets, req.offset, req.len, req.total) == (1, 0, 8, 8);
     }
     let Some(end) = req.offset.checked_add(req.len) else { return false };
-    let whole = req.len % mtu == 0 && req.len > 0;
+    let whole = req.len.is_multiple_of(mtu) && req.len > 0;
     req.len <= MAX_BURST
         && end <= req.total
         && req.packets == packets(req.len, mtu)

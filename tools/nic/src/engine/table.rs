@@ -35,9 +35,7 @@ impl<T> Table<T> {
             self.slots.push(Slot { generation: 1, value: None });
             self.slots.len() as u32 - 1
         } else {
-            self.free
-                .pop_front()
-                .ok_or(Error::Exhausted { what: self.what, limit: self.limit })?
+            self.free.pop_front().ok_or(Error::Exhausted { what: self.what, limit: self.limit })?
         };
         let slot = &mut self.slots[index as usize];
         slot.value = Some(make(index, slot.generation));

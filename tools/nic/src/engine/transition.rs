@@ -27,24 +27,36 @@ fn masks(qp_type: QpType, from: QpState, to: QpState) -> Option<Masks> {
         (Reset, Init) => (init, 0),
         (Init, Init) => (0, init),
         (Init, ReadyToReceive) if rc => (
-            m::AV | m::PATH_MTU | m::DEST_QPN | m::RQ_PSN | m::MAX_DEST_RD_ATOMIC
+            m::AV
+                | m::PATH_MTU
+                | m::DEST_QPN
+                | m::RQ_PSN
+                | m::MAX_DEST_RD_ATOMIC
                 | m::MIN_RNR_TIMER,
             m::ALT_PATH | m::ACCESS_FLAGS | m::PKEY_INDEX,
         ),
         (Init, ReadyToReceive) => (0, m::PKEY_INDEX | m::QKEY),
-        (ReadyToReceive, ReadyToSend) if rc => (
-            m::TIMEOUT | m::RETRY_CNT | m::RNR_RETRY | m::SQ_PSN | m::MAX_QP_RD_ATOMIC,
-            running,
-        ),
+        (ReadyToReceive, ReadyToSend) if rc => {
+            (m::TIMEOUT | m::RETRY_CNT | m::RNR_RETRY | m::SQ_PSN | m::MAX_QP_RD_ATOMIC, running)
+        }
         (ReadyToReceive, ReadyToSend) => (m::SQ_PSN, running),
         (ReadyToSend | SendQueueDrained, ReadyToSend) => (0, running),
         (SendQueueError, ReadyToSend) if !rc => (0, running),
         (ReadyToSend, SendQueueDrained) => (0, m::EN_SQD_ASYNC_NOTIFY),
         (SendQueueDrained, SendQueueDrained) if rc => (
             0,
-            m::PORT | m::AV | m::TIMEOUT | m::RETRY_CNT | m::RNR_RETRY | m::MAX_QP_RD_ATOMIC
-                | m::MAX_DEST_RD_ATOMIC | m::ALT_PATH | m::ACCESS_FLAGS | m::PKEY_INDEX
-                | m::MIN_RNR_TIMER | m::PATH_MIG_STATE,
+            m::PORT
+                | m::AV
+                | m::TIMEOUT
+                | m::RETRY_CNT
+                | m::RNR_RETRY
+                | m::MAX_QP_RD_ATOMIC
+                | m::MAX_DEST_RD_ATOMIC
+                | m::ALT_PATH
+                | m::ACCESS_FLAGS
+                | m::PKEY_INDEX
+                | m::MIN_RNR_TIMER
+                | m::PATH_MIG_STATE,
         ),
         (SendQueueDrained, SendQueueDrained) => (0, m::PKEY_INDEX | m::QKEY),
         _ => return None,
@@ -70,8 +82,7 @@ pub(crate) fn check(
     } else {
         state
     };
-    let (needs, may) =
-        masks(qp_type, state, to).ok_or(Error::Transition { from: state, to })?;
+    let (needs, may) = masks(qp_type, state, to).ok_or(Error::Transition { from: state, to })?;
     let missing = needs & !mask;
     if missing != 0 {
         return Err(Error::Missing { missing });

@@ -389,9 +389,7 @@ impl Device {
             && modify.attr_mask & mask::STATE != 0
             && modify.attrs.qp_state != QpState::Reset.wire();
         let front = engine.host(self.nic);
-        if leaves_reset
-            && let Some(Some(rings)) = front.qps.get_mut(handle as usize)
-        {
+        if leaves_reset && let Some(Some(rings)) = front.qps.get_mut(handle as usize) {
             let QpRings { pages, send, recv, .. } = rings.as_mut();
             for ring in [send, recv].into_iter().flatten() {
                 ring.restart(pages, &mut front.reader)?;

@@ -62,15 +62,17 @@ impl Default for ConfigSpace {
 impl ConfigSpace {
     /// Reads; bytes beyond the end are zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| self.bytes.get(at)).map_or(0, |b| *b);
+        for (at, byte) in data.iter_mut().enumerate() {
+            let at = usize::try_from(offset).ok().and_then(|start| start.checked_add(at));
+            *byte = at.and_then(|at| self.bytes.get(at)).map_or(0, |b| *b);
         }
     }
 
     /// Writes what software may write of it, and drops the rest.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            let Ok(at) = usize::try_from(at) else { return };
+        let Ok(start) = usize::try_from(offset) else { return };
+        for (at, byte) in data.iter().enumerate() {
+            let Some(at) = start.checked_add(at) else { return };
             if let (Some(old), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) {
                 *old = *old & !mask | byte & mask;
             }

@@ -327,7 +327,11 @@ impl Pair {
     /// Completions that are there, sends and receives.
     pub fn pending(&mut self, side: Side) -> usize {
         let completions = &self.host(side).completions;
-        [side.send_cq, side.recv_cq].iter().filter_map(|cq| completions.get(cq)).map(VecDeque::len).sum()
+        [side.send_cq, side.recv_cq]
+            .iter()
+            .filter_map(|cq| completions.get(cq))
+            .map(VecDeque::len)
+            .sum()
     }
 
     pub fn write(&mut self, side: Side, addr: u64, data: &[u8]) {
@@ -419,7 +423,8 @@ fn side(
 pub fn way_up(me: Side, peer: Side, options: &Options) -> Vec<(u32, QpAttr)> {
     use mask as m;
     let sgid_index = if me.gid == gid(1) { 0 } else { 1 };
-    let ah_attr = AhAttr { dgid: peer.gid, sgid_index, port_num: 1, ah_flags: 1, ..AhAttr::default() };
+    let ah_attr =
+        AhAttr { dgid: peer.gid, sgid_index, port_num: 1, ah_flags: 1, ..AhAttr::default() };
     let attr = QpAttr {
         port_num: 1,
         qkey: 0x1234,
@@ -440,7 +445,11 @@ pub fn way_up(me: Side, peer: Side, options: &Options) -> Vec<(u32, QpAttr)> {
     let masks = match options.qp_type {
         QpType::Rc => [
             m::PKEY_INDEX | m::PORT | m::ACCESS_FLAGS,
-            m::AV | m::PATH_MTU | m::DEST_QPN | m::RQ_PSN | m::MAX_DEST_RD_ATOMIC
+            m::AV
+                | m::PATH_MTU
+                | m::DEST_QPN
+                | m::RQ_PSN
+                | m::MAX_DEST_RD_ATOMIC
                 | m::MIN_RNR_TIMER,
             m::TIMEOUT | m::RETRY_CNT | m::RNR_RETRY | m::SQ_PSN | m::MAX_QP_RD_ATOMIC,
         ],

@@ -116,10 +116,12 @@ impl<H: Host> Engine<H> {
         let at = qp.me;
         let reply = match reply {
             Reply::Read { psn, packets } => self.take_data(at, psn, packets, bytes),
-            Reply::Atomic { psn, value } => match self.take_data(at, psn, 1, &value.to_le_bytes()) {
-                Some(Reply::Read { .. }) => Some(Reply::Atomic { psn, value }),
-                other => other,
-            },
+            Reply::Atomic { psn, value } => {
+                match self.take_data(at, psn, 1, &value.to_le_bytes()) {
+                    Some(Reply::Read { .. }) => Some(Reply::Atomic { psn, value }),
+                    other => other,
+                }
+            }
             other => Some(other),
         };
         if let Some(reply) = reply {
@@ -145,8 +147,7 @@ impl<H: Host> Engine<H> {
         }
         let own = &mut self.scratch.own;
         let mut memory = Memory { host: &mut nic.host, mrs: &nic.mrs, pd: qp.init.pd };
-        let found =
-            memory.entries(&wqe.request.sges, offset, bytes.len(), ACCESS_LOCAL_WRITE, own);
+        let found = memory.entries(&wqe.request.sges, offset, bytes.len(), ACCESS_LOCAL_WRITE, own);
         let written = match found {
             Ok(got) if got == bytes.len() => gather::scatter(bytes, own).is_ok(),
             // A key that was good when the request left is not any more.
