@@ -209,3 +209,108 @@ impl Drop for RegionInner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_dax::{Populate, Source};
+
+    use super::*;
+    use crate::{
+        Busy, Completion, CompletionQueue, Device, EmulatedNic, EmulatedOptions, QueuePair,
+        QueuePairOptions, Remote, SendFlags,
+    };
+
+    /// A queue pair connected to another of the same NIC, and two regions.
+    struct Bench {
+        qp: QueuePair,
+        _peer: QueuePair,
+        cq: CompletionQueue,
+        source: MemoryRegion,
+        target: MemoryRegion,
+    }
+
+    fn bench() -> Bench {
+        let device = EmulatedNic::start(EmulatedOptions::default()).unwrap().open(0).unwrap();
+        let pd = device.protection_domain().unwrap();
+        let cq = device.completion_queue(64).unwrap();
+        let options = QueuePairOptions { send_depth: 8, recv_depth: 8, ..Default::default() };
+        let mut qp = pd.queue_pair(&options, &cq, &cq).unwrap();
+        let mut peer = pd.queue_pair(&options, &cq, &cq).unwrap();
+        QueuePair::connect_pair(&mut qp, &mut peer).unwrap();
+        let region = || pd.register(memory(), Access::ALL).unwrap();
+        let (source, target) = (region(), region());
+        Bench { qp, _peer: peer, cq, source, target }
+    }
+
+    fn memory() -> Memory {
+        Memory::open(&Source::Memfd, 4096, Populate::Yes).unwrap()
+    }
+
+    impl Bench {
+        /// Posts a WRITE of all of the source, without ringing.
+        fn post(&mut self) {
+            let remote = Remote { addr: self.target.remote().addr, rkey: self.target.rkey() };
+            let local = [self.source.slice(0, 4096).unwrap()];
+            self.qp.write(1, &local, remote, SendFlags::SIGNALED).unwrap();
+        }
+
+        fn finish(&mut self) -> Completion {
+            self.qp.ring_sends();
+            let mut done = [Completion::default()];
+            while self.cq.poll(&mut done).unwrap() == 0 {
+                std::thread::yield_now();
+            }
+            done[0]
+        }
+    }
+
+    #[test]
+    fn a_region_gives_its_memory_back() {
+        let device: Device =
+            EmulatedNic::start(EmulatedOptions::default()).unwrap().open(0).unwrap();
+        let pd = device.protection_domain().unwrap();
+        let before = device.address_space().mappings();
+        let region = pd.register(memory(), Access::LOCAL_WRITE).unwrap();
+        assert_eq!(device.address_space().mappings(), before + 1);
+        let memory = region.deregister().unwrap();
+        assert_eq!((memory.len(), device.address_space().mappings()), (4096, before));
+    }
+
+    #[test]
+    fn a_region_that_a_request_needs_is_not_deregistered() {
+        let mut b = bench();
+        b.post();
+        assert_eq!(b.qp.release(&b.source), Err(Busy { outstanding: 1 }));
+        let source = std::mem::replace(&mut b.source, b.target.clone());
+        let Err(DeregisterError::Busy { region, holders }) = source.deregister() else {
+            panic!("it was let go");
+        };
+        assert_eq!(holders, 1, "the queue pair");
+        assert!(b.finish().is_success());
+        assert_eq!(b.qp.release(&region), Ok(()));
+        assert!(region.deregister().is_ok());
+    }
+
+    #[test]
+    fn dropping_the_last_handle_leaves_the_memory_to_the_request() {
+        let mut b = bench();
+        b.source.memory().fill(0, 4096, 0x5a).unwrap();
+        b.post();
+        let other = b.target.clone();
+        b.source = other;
+        assert!(b.finish().is_success());
+        let mut bytes = [0; 4096];
+        b.target.memory().read_at(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0x5a; 4096]);
+    }
+
+    #[test]
+    fn a_slice_must_lie_inside() {
+        let b = bench();
+        for (offset, len) in [(0, 4097), (4096, 1), (usize::MAX, 2)] {
+            let error = b.source.slice(offset, len).unwrap_err();
+            assert!(matches!(error, Error::OutsideRegion { region: 4096, .. }), "{error}");
+        }
+        assert!(b.source.slice(4096, 0).unwrap().is_empty());
+    }
+}

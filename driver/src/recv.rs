@@ -110,9 +110,9 @@ impl RecvQueue {
         if !QpInner::may_receive(state) {
             return Err(PostError::QpState { state });
         }
-        // Only a check: what has completed has been fetched, so credit (at most the depth, which is
-        // at most the ring) never runs past ring space, and a device may move its index late.
-        self.ring.free(self.posted).map_err(|value| PostError::DeviceNonsense { value })?;
+        // What has completed has been fetched, so credit (at most the depth, which is at most the
+        // ring) never runs past ring space. The device's index may lag behind and is only checked.
+        self.ring.check_head().map_err(|value| PostError::DeviceNonsense { value })?;
         let credit = self.available();
         if credit == 0 {
             return Err(PostError::QueueFull { depth: self.depth });

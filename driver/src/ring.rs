@@ -171,15 +171,12 @@ impl ProducerRing {
         barrier::publish(unsafe { self.indices.tail.as_ref() }, index);
     }
 
-    /// Slots that are free when everything below `position` has been written; the index the
-    /// device wrote, if it cannot be.
-    pub(crate) fn free(&self, position: u32) -> Result<u32, u32> {
+    /// Checks that the device's index can be one; gives it, if it cannot. It may lag behind what
+    /// has completed (a device may publish it late), so nothing else follows from it.
+    pub(crate) fn check_head(&self) -> Result<(), u32> {
         // SAFETY: the word lives as long as `_memory`.
         let head = barrier::observe(unsafe { self.indices.head.as_ref() });
-        match self.size.queued(self.size.advance(position, 0), head) {
-            Some(queued) => Ok(self.size.slots() - queued),
-            None => Err(head),
-        }
+        if head < 2 * self.size.slots() { Ok(()) } else { Err(head) }
     }
 }
 

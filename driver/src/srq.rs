@@ -217,10 +217,9 @@ impl SharedReceiveQueue {
     #[cold]
     #[inline(never)]
     fn refresh(&mut self) -> Result<(), PostError> {
-        let free =
-            self.ring.free(self.posted).map_err(|value| PostError::DeviceNonsense { value })?;
-        // What has completed has been fetched, and a device may move its index late.
-        let free = free.max(self.ring.slots() - self.inner.tickets.outstanding());
+        self.ring.check_head().map_err(|value| PostError::DeviceNonsense { value })?;
+        // What has completed has been fetched; the device's index may lag behind that.
+        let free = self.ring.slots() - self.inner.tickets.outstanding();
         if free == 0 {
             return Err(PostError::QueueFull { depth: self.depth });
         }

@@ -315,7 +315,9 @@ impl Drop for NicProcess {
 }
 
 fn limits() -> server::Limits {
-    server::Limits { max_dma_maps: MAX_MAPPINGS as u32, ..server::Limits::default() }
+    // QEMU refuses a server that names more than the protocol's default.
+    let most = server::Limits::default().max_dma_maps;
+    server::Limits { max_dma_maps: most.min(MAX_MAPPINGS as u32), ..server::Limits::default() }
 }
 
 fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {

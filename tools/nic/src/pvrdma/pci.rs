@@ -40,7 +40,8 @@ impl Default for ConfigSpace {
         put16(b, 0x2c, PCI_VENDOR_ID);
         put16(b, 0x2e, PCI_DEVICE_ID);
         b[0x34] = MSIX_CAP as u8;
-        b[0x3d] = 1; // interrupt pin A
+        // No interrupt pin: it would never be asserted, and QEMU insists on an eventfd for one.
+        b[0x3d] = 0;
         b[MSIX_CAP] = CAP_MSIX;
         put16(b, MSIX_CAP + 2, VECTOR_COUNT as u16 - 1);
         // Table at offset 0 and pending bits, both in BAR0 (the low three bits name the BAR).

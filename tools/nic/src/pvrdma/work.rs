@@ -1,8 +1,9 @@
 //! Send and receive rings: taking work requests out of client memory.
 //!
 //! The NIC's own head is the truth; the copy in the state page is for the client to see how much
-//! room it has. It is published when the ring ran empty and every few requests in between, not
-//! with each one: it shares a cache line with the client's tail.
+//! room it has. It is published with each request taken, so that whoever sees a completion also
+//! sees the slot free: stock drivers go by the ring alone, and one that just got a completion from
+//! a full ring posts again at once.
 
 use holdfast_wire::ring::RingSize;
 use holdfast_wire::wqe::{
@@ -13,15 +14,11 @@ use super::pages::QueuePages;
 use crate::engine::host::{Fetch, MAX_INLINE, MAX_SGE, Miss, RecvRequest, SendRequest};
 use crate::memory::{Fault, Reader, Span};
 
-/// Most requests taken before the head is published.
-const PUBLISH_EVERY: u32 = 16;
-
 /// The consumer's side of one ring of work requests.
 #[derive(Debug)]
 pub struct WorkRing {
-    // Next index to take, and what the client was last told of it.
+    // Next index to take.
     head: u32,
-    published: u32,
     // The client's tail as last read; between head and it, slots can be taken without looking.
     tail: u32,
     size: RingSize,
@@ -72,7 +69,6 @@ impl WorkRing {
     ) -> Self {
         Self {
             head: 0,
-            published: 0,
             tail: 0,
             size,
             state,
@@ -96,7 +92,7 @@ impl WorkRing {
         let tail = state.load_u32(self.state).map_err(|_| gone)?;
         let at = if self.size.is_valid(tail) { tail } else { 0 };
         state.store_u32(self.state + 4, at).map_err(|_| gone)?;
-        (self.head, self.published, self.tail) = (at, at, at);
+        (self.head, self.tail) = (at, at);
         Ok(())
     }
 
@@ -138,10 +134,7 @@ impl WorkRing {
             let tail = state.load_u32(self.state).map_err(gone)?;
             match self.size.queued(tail, self.head) {
                 None => return Err(Stop::Corrupt),
-                Some(0) => {
-                    self.publish(&state);
-                    return Err(Stop::Empty);
-                }
+                Some(0) => return Err(Stop::Empty),
                 Some(_) => self.tail = tail,
             }
         }
@@ -150,19 +143,15 @@ impl WorkRing {
     }
 
     #[inline]
-    fn publish(&mut self, state: &Span) {
-        if self.published != self.head && state.store_u32(self.state + 4, self.head).is_ok() {
-            self.published = self.head;
-        }
+    fn publish(&self, state: &Span) {
+        // A vanished page is found by the next look at the tail.
+        let _ = state.store_u32(self.state + 4, self.head);
     }
 
     #[inline]
     fn taken(&mut self, pages: &mut QueuePages, reader: &mut Reader) {
         self.head = self.size.next(self.head);
-        let pending = self.head.wrapping_sub(self.published) & (2 * self.size.slots() - 1);
-        if pending >= PUBLISH_EVERY.min(self.size.slots() / 4).max(1)
-            && let Ok(state) = pages.page(reader, 0)
-        {
+        if let Ok(state) = pages.page(reader, 0) {
             self.publish(&state);
         }
     }
