@@ -109,6 +109,7 @@ pub fn run(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     let mut session = Session::start(&options.endpoints, placement, &shape)?;
     let measured = measure(&mut session, &plan, layout, &clock)?;
     let kind = session.passive.as_ref().or(session.active.as_ref()).map(region_kind);
+    let passive_only = session.active.is_none();
     drop(session);
 
     let mut machine = Machine::read();
@@ -116,6 +117,8 @@ pub fn run(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     let report = baseline.report(&plan, options, placement, &measured, machine, kind);
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
+    } else if passive_only && measured.iters == 0 {
+        println!("served; the other side has the result");
     } else {
         let bars = measured.latencies.as_ref().map(Latencies::draw);
         print!("{}", report.table(bars.as_deref()));
