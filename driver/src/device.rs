@@ -110,6 +110,12 @@ impl Device {
             return Err(Error::Version { version });
         }
         let extension = registers.extension()?;
+        if extension.is_some() {
+            // The last owner may have died with queues running, whose addresses now mean other
+            // memory. Only of a device with the extension is it known that a reset is quick and
+            // thorough; others are swept once they are up.
+            registers.control(Control::Reset)?;
+        }
         let bar = transport
             .region(regs::BAR_UAR)
             .map_err(Error::transport("looking at the doorbell BAR"))?;

@@ -320,6 +320,28 @@ fn reset_forgets_every_object() {
 }
 
 #[test]
+fn taking_bus_mastering_away_forgets_every_object() {
+    const COMMAND: u64 = 4;
+    let config = 7;
+    let process = process(1, |_| {});
+    let mut client = Client::start(&process, 0);
+    let command = |value: u8| {
+        process.with_backend(0, |b| b.write(config, COMMAND, &[value, 0])).unwrap();
+    };
+    command(6);
+    let pd = client.create_pd();
+    let cq = client.create_cq(64);
+    client.create_qp(pd, &cq);
+    command(6);
+    assert_eq!(process.report().unwrap().nics[0].queue_pairs, 1, "nothing was taken away");
+    command(2);
+    assert_eq!(process.report().unwrap().nics[0].queue_pairs, 0, "the owner is gone");
+    command(6);
+    client.load_dsr();
+    client.create_pd();
+}
+
+#[test]
 fn a_client_that_goes_leaves_nothing_behind() {
     let process = process(1, |_| {});
     for _ in 0..3 {

@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_NOIOMMU_IOMMU,
@@ -21,10 +22,12 @@ const ANSWER_MAX: usize = 64 << 10;
 
 /// An open container. All calls may be made from any thread; the kernel serialises them.
 ///
-/// Its mappings go when the last descriptor of it, of its groups and of their devices is closed.
+/// It holds the descriptors of its groups: with the last of them the kernel would take the IOMMU
+/// from the container, and unmapping would fail. Its mappings go with it.
 #[derive(Debug)]
 pub struct Container {
     file: File,
+    groups: Mutex<Vec<Arc<File>>>,
 }
 
 impl Container {
@@ -36,7 +39,7 @@ impl Container {
             .write(true)
             .open(&path)
             .map_err(|source| Error::Open { path, source })?;
-        let container = Self { file };
+        let container = Self { file, groups: Mutex::default() };
         let found = ioctl::plain(container.as_fd(), Plain::GetApiVersion)?;
         if found != VFIO_API_VERSION as i32 {
             return Err(Error::ApiVersion { found });
@@ -45,6 +48,11 @@ impl Container {
             return Err(Error::NoType1);
         }
         Ok(container)
+    }
+
+    /// Holds a group's descriptor from now on.
+    pub(super) fn hold(&self, group: Arc<File>) {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).push(group);
     }
 
     /// Whether the container, with the groups in it, knows that extension.

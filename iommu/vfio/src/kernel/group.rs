@@ -20,7 +20,7 @@ const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
 /// An open group, in its container.
 #[derive(Debug)]
 pub struct Group {
-    file: File,
+    file: Arc<File>,
     number: u32,
     // The group must not outlive the container it was put in.
     _container: Arc<Container>,
@@ -50,6 +50,8 @@ impl Group {
         check_status(tree, number, address, &status)?;
         ioctl::set_container(file.as_fd(), container.as_fd())?;
         container.set_type1(number)?;
+        let file = Arc::new(file);
+        container.hold(Arc::clone(&file));
         Ok(Self { file, number, _container: container })
     }
 

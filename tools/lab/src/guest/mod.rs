@@ -69,7 +69,7 @@ pub struct Outcome {
     pub status: u8,
     /// All that the console said.
     pub console: String,
-    /// The folder with what the job left in `/job/out`, and `dmesg`.
+    /// The folder with what the job left in `/job/out`, and `dmesg`, `console` and `nic.log`.
     pub out: PathBuf,
     /// What the emulated NIC said.
     pub nic_log: String,
@@ -133,6 +133,10 @@ impl Machine {
         fs::create_dir_all(&out)?;
         if let Ok(archive) = File::open(folder.join("out.tar")) {
             tar::Archive::new(archive).unpack(&out).context("cannot unpack what the guest sent")?;
+        }
+        fs::write(out.join("console"), &text)?;
+        if let Ok(said) = fs::read(folder.join("nic.log")) {
+            fs::write(out.join("nic.log"), said)?;
         }
         let status = fs::read_to_string(folder.join("status")).unwrap_or_default();
         let Ok(status) = status.trim().parse() else {

@@ -118,6 +118,8 @@ fn vfio_user(socket: &Path, slot: usize, vmxnet3: bool) -> Vec<String> {
         "driver": "vfio-user-pci",
         "socket": { "type": "unix", "path": socket },
         "addr": format!("{slot:x}.{function}"),
+        // Linux's driver looks at what the device answered right after a register write.
+        "x-no-posted-writes": true,
     });
     arguments.extend(device(description.to_string()));
     arguments

@@ -178,7 +178,8 @@ fn run_row(
         Ok(outcome) => {
             judge(suite, &outcome, &mut verdict);
             if let Some(folder) = &arguments.logs {
-                keep_logs(&folder.join(format!("{}, {}", suite.name, verdict.row)), &outcome)?;
+                let name = format!("{}, {}", suite.name, verdict.row);
+                copy_folder(&outcome.out, &folder.join(name))?;
             }
         }
         Err(error) => {
@@ -187,13 +188,6 @@ fn run_row(
         }
     }
     Ok(verdict)
-}
-
-fn keep_logs(folder: &Path, outcome: &Outcome) -> Result<()> {
-    copy_folder(&outcome.out, folder)?;
-    fs::write(folder.join("console"), &outcome.console)?;
-    fs::write(folder.join("nic.log"), &outcome.nic_log)?;
-    Ok(())
 }
 
 /// The job of a row: its script and all the script needs.

@@ -150,7 +150,16 @@ impl Backend for NicBackend {
 
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         match region {
-            CONFIG_REGION => self.config.write(offset, data),
+            CONFIG_REGION => {
+                let was_master = self.config.bus_master();
+                self.config.write(offset, data);
+                // Whoever takes bus mastering away wants no more DMA: a kernel does when the
+                // device's owner died. Queues that went on would write into the memory of the
+                // next owner, who cannot reset a function without FLR.
+                if was_master && !self.config.bus_master() {
+                    self.ask(|reply| Mail::Reset { nic: self.nic, gone: false, reply })?;
+                }
+            }
             BAR_MSIX => {
                 let start = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
                 let end = start.checked_add(data.len()).ok_or(Errno::EINVAL)?;

@@ -16,6 +16,7 @@ const COMMAND: usize = 0x04;
 const BAR0: usize = 0x10;
 const MSIX_CAP: usize = 0x40;
 const CAP_MSIX: u8 = 0x11;
+const COMMAND_BUS_MASTER: u8 = 1 << 2;
 /// I/O, memory, bus master, parity, SERR, INTx disable.
 const COMMAND_WRITABLE: u16 = 0x0547;
 /// MSI-X enable and function mask.
@@ -67,6 +68,11 @@ impl ConfigSpace {
             let at = usize::try_from(offset).ok().and_then(|start| start.checked_add(at));
             *byte = at.and_then(|at| self.bytes.get(at)).map_or(0, |b| *b);
         }
+    }
+
+    /// Whether the device may use memory at all.
+    pub fn bus_master(&self) -> bool {
+        self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0
     }
 
     /// Writes what software may write of it, and drops the rest.

@@ -12,6 +12,7 @@
 //! way ends with RetryExceeded.
 
 mod frame;
+mod fuzz;
 mod outbox;
 mod reader;
 mod traffic;
@@ -25,6 +26,8 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, bounded};
 use serde::Serialize;
 
+#[doc(hidden)]
+pub use self::fuzz::fuzz_link_frames;
 use self::outbox::Outbox;
 use self::reader::Event;
 use super::config::LinkId;
