@@ -62,46 +62,46 @@ impl Cpus {
     }
 }
 
-/// Binds the calling thread to one processor.
-fn pin(cpu: usize) {
+/// Binds the calling thread to one processor; gives the processors it could use before.
+fn pin(cpu: usize) -> CpuSet {
+    let before = sched_getaffinity(Pid::from_raw(0)).expect("the processors allowed");
     let mut set = CpuSet::new();
     set.set(cpu).expect("a processor's number");
     sched_setaffinity(Pid::from_raw(0), &set).expect("a processor that this process may use");
+    before
 }
 
 /// What the hardware can do: a cache line's round trip between two processors, and a copy.
 fn baselines(criterion: &mut Criterion, cpus: Cpus) {
+    let Some((bench, nic)) = cpus.0 else {
+        eprintln!("one processor: no cache line travels, and the NIC has none of its own");
+        return;
+    };
+    let before = pin(bench);
     let mut group = criterion.benchmark_group("baseline");
-    if let Some((bench, nic)) = cpus.0 {
-        let line = Line(AtomicU64::new(0));
-        let word = &line.0;
-        thread::scope(|scope| {
-            scope.spawn(move || {
-                pin(nic);
-                answer(word);
-            });
-            // A thread of its own, so that the main thread stays free to run anywhere.
-            scope.spawn(|| {
-                pin(bench);
-                group.bench_function("cache line, round trip", |bencher| {
-                    bencher.iter(|| {
-                        let question = word.load(Ordering::Relaxed) + 1;
-                        word.store(question, Ordering::Release);
-                        wait_until(|| word.load(Ordering::Acquire) != question);
-                    });
-                });
-                word.store(LAST, Ordering::Release);
-                let (from, mut to) = (vec![0x5a_u8; LARGE], vec![0_u8; LARGE]);
-                group.throughput(Throughput::Bytes(LARGE as u64));
-                group.bench_function("memcpy 64 KiB", |bencher| {
-                    bencher.iter(|| black_box(&mut to[..]).copy_from_slice(black_box(&from)));
-                });
+    let line = Line(AtomicU64::new(0));
+    let word = &line.0;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            pin(nic);
+            answer(word);
+        });
+        group.bench_function("cache line, round trip", |bencher| {
+            bencher.iter(|| {
+                let question = word.load(Ordering::Relaxed) + 1;
+                word.store(question, Ordering::Release);
+                wait_until(|| word.load(Ordering::Acquire) != question);
             });
         });
-    } else {
-        eprintln!("one processor: no cache line travels, and the NIC cannot have its own");
-    }
+        word.store(LAST, Ordering::Release);
+    });
+    let (from, mut to) = (vec![0x5a_u8; LARGE], vec![0_u8; LARGE]);
+    group.throughput(Throughput::Bytes(LARGE as u64));
+    group.bench_function("memcpy 64 KiB", |bencher| {
+        bencher.iter(|| black_box(&mut to[..]).copy_from_slice(black_box(&from)));
+    });
     group.finish();
+    sched_setaffinity(Pid::from_raw(0), &before).expect("the processors allowed before");
 }
 
 /// A cache line of its own.

@@ -1,7 +1,7 @@
-//! Counts what a fast path must not do: heap allocations and system calls of one thread.
+//! Counts what a fast path must not do: heap allocations of the whole process (so that a NIC on a
+//! thread of it counts as well), and system calls of one thread.
 //!
-//! Allocations are counted by a global allocator that adds to a thread-local while counting is
-//! on. System calls are counted by the kernel's syscall user dispatch
+//! Allocations are counted by a global allocator while counting is on. System calls are counted by the kernel's syscall user dispatch
 //! (`prctl(PR_SET_SYSCALL_USER_DISPATCH)`): while the selector byte says *block*, the kernel turns
 //! each system call of this thread into SIGSYS, whose handler counts it, opens the gate again and
 //! lets the program go on. So one counted call per gate is enough to fail a test, and the number
@@ -9,33 +9,26 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 const ALLOW: u8 = 0; // SYSCALL_DISPATCH_FILTER_ALLOW
 const BLOCK: u8 = 1; // SYSCALL_DISPATCH_FILTER_BLOCK
 const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
 const PR_SYS_DISPATCH_ON: libc::c_ulong = 1;
 
-thread_local! {
-    static COUNTING: Cell<bool> = const { Cell::new(false) };
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
+static COUNTING: AtomicBool = AtomicBool::new(false);
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static SELECTOR: AtomicU8 = AtomicU8::new(ALLOW);
 static SYSCALLS: AtomicU64 = AtomicU64::new(0);
 static LAST_SYSCALL: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// The system's allocator, with a count of the calls a watched thread makes.
+/// The system's allocator, with a count of its calls.
 pub struct CountingAllocator;
 
 fn count_allocation() {
-    // A thread that is being torn down has no thread-locals any more, and is not watched.
-    let _ = COUNTING.try_with(|on| {
-        if on.get() {
-            let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        }
-    });
+    if COUNTING.load(Ordering::Relaxed) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 // SAFETY: every call is passed on to the system allocator unchanged.
@@ -71,12 +64,12 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 /// Watches the calling thread; one at a time in a process.
 pub struct Watch(());
 
-/// What a watched thread did.
+/// What was done meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Calls of the allocator.
+    /// Calls of the allocator, by any thread.
     pub allocations: u64,
-    /// System calls.
+    /// System calls of the watched thread.
     pub system_calls: u64,
     /// Number of the last one.
     pub last_system_call: Option<u64>,
@@ -112,15 +105,15 @@ impl Watch {
     pub fn count(&mut self, work: impl FnOnce()) -> Counts {
         SYSCALLS.store(0, Ordering::Relaxed);
         LAST_SYSCALL.store(u64::MAX, Ordering::Relaxed);
-        ALLOCATIONS.set(0);
-        COUNTING.set(true);
+        ALLOCATIONS.store(0, Ordering::Relaxed);
+        COUNTING.store(true, Ordering::SeqCst);
         SELECTOR.store(BLOCK, Ordering::SeqCst);
         work();
         SELECTOR.store(ALLOW, Ordering::SeqCst);
-        COUNTING.set(false);
+        COUNTING.store(false, Ordering::SeqCst);
         let last = LAST_SYSCALL.load(Ordering::Relaxed);
         Counts {
-            allocations: ALLOCATIONS.get(),
+            allocations: ALLOCATIONS.load(Ordering::Relaxed),
             system_calls: SYSCALLS.load(Ordering::Relaxed),
             last_system_call: (last != u64::MAX).then_some(last),
         }
