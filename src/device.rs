@@ -73,33 +73,46 @@ impl Device {
     /// `emulated` starts a NIC on threads of this process that reaches nobody but itself; two
     /// that reach each other come from [`EmulatedNic::start`].
     pub fn open(address: &DeviceAddress) -> Result<Self> {
+        Self::open_with(address, driver::Options::default())
+    }
+
+    /// [`Device::open`], with options for the driver: interrupts through eventfds for those who
+    /// do not poll, the deadline of commands.
+    pub fn open_with(address: &DeviceAddress, options: driver::Options) -> Result<Self> {
         match address {
-            DeviceAddress::Emulated => EmulatedNic::start(EmulatedOptions::default())?.open(0),
+            DeviceAddress::Emulated => {
+                EmulatedNic::start(EmulatedOptions::default())?.open_with(0, options)
+            }
             DeviceAddress::VfioUser(path) => {
-                Self::over_vfio_user(address, user::UserDevice::connect(path)?, None)
+                Self::over_vfio_user(address, user::UserDevice::connect(path)?, None, options)
             }
             DeviceAddress::Pci(pci) => {
                 let tree = Tree::system();
                 let (container, transport) = kernel::open(&tree, *pci)?;
                 let space = AddressSpace::new(Arc::new(Type1Domain::new(container)?))?;
-                Self::bring_up(address, Arc::new(transport), space, None)
+                Self::bring_up(address, Arc::new(transport), space, None, options)
             }
         }
     }
 
     /// An emulated NIC of this process.
-    pub(crate) fn over_socket(transport: user::UserDevice, nic: EmulatedNic) -> Result<Self> {
-        Self::over_vfio_user(&DeviceAddress::Emulated, transport, Some(nic))
+    pub(crate) fn over_socket(
+        transport: user::UserDevice,
+        nic: EmulatedNic,
+        options: driver::Options,
+    ) -> Result<Self> {
+        Self::over_vfio_user(&DeviceAddress::Emulated, transport, Some(nic), options)
     }
 
     fn over_vfio_user(
         address: &DeviceAddress,
         transport: user::UserDevice,
         nic: Option<EmulatedNic>,
+        options: driver::Options,
     ) -> Result<Self> {
         let transport = Arc::new(transport);
         let space = AddressSpace::new(Arc::new(VfioUserDomain::new(transport.clone())))?;
-        Self::bring_up(address, transport, space, nic)
+        Self::bring_up(address, transport, space, nic, options)
     }
 
     fn bring_up(
@@ -107,9 +120,10 @@ impl Device {
         transport: Arc<dyn holdfast_vfio::Device>,
         space: Arc<AddressSpace>,
         nic: Option<EmulatedNic>,
+        options: driver::Options,
     ) -> Result<Self> {
         let pool = Arc::new(DmaPool::new(Arc::clone(&space)));
-        let driver = driver::Device::open(transport, pool, driver::Options::default())?;
+        let driver = driver::Device::open(transport, pool, options)?;
         let gid = link_local_gid(driver.caps().node_guid.to_ne_bytes());
         driver.bind_gid(u32::from(GID_INDEX), gid)?;
         let port = driver.query_port(PORT)?;

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use holdfast_driver::Options;
 use holdfast_nic::{NicOptions, NicProcess, PollMode};
 use holdfast_vfio::user::{ConnectOptions, UserDevice};
 
@@ -54,12 +55,17 @@ impl EmulatedNic {
     /// Opens NIC `index`, counted from 0. Each has one client at a time: opening it again waits
     /// until the first device is gone, and fails after some seconds.
     pub fn open(&self, index: usize) -> Result<Device> {
+        self.open_with(index, Options::default())
+    }
+
+    /// [`EmulatedNic::open`], with options for the driver.
+    pub fn open_with(&self, index: usize, options: Options) -> Result<Device> {
         let failed = |why: String| Error::EmulatedNic(why);
         let (ours, theirs) = UnixStream::pair()
             .map_err(|error| failed(format!("no socket pair could be made: {error}")))?;
         self.process.serve_stream(index, theirs).map_err(|error| failed(error.to_string()))?;
         let name = format!("emulated NIC {index}");
         let transport = UserDevice::from_stream(ours, name, ConnectOptions::default())?;
-        Device::over_socket(transport, self.clone())
+        Device::over_socket(transport, self.clone(), options)
     }
 }

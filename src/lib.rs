@@ -84,7 +84,8 @@ pub use shared_receive::SharedReceiveQueue;
 
 pub use holdfast_dax::{Kind, Memory, Populate, Source};
 pub use holdfast_driver::{
-    AddressHandle, Completion, CompletionQueue, Datagram, Path, PostError, Remote, SendFlags,
+    AddressHandle, Completion, CompletionQueue, Datagram, Interrupts, Options, Path, PostError,
+    Remote, SendFlags,
 };
 pub use holdfast_wire::attr::QpType;
 pub use holdfast_wire::completion::Status;
