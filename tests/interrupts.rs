@@ -33,7 +33,7 @@ fn an_armed_completion_queue_fires_once_and_an_unarmed_one_never() {
         let device = at_b.driver().clone();
         let fd = device.notification_fd().expect("interrupts were asked for");
 
-        let mut send = |a: &mut Side, b: &mut Side, flags: SendFlags| {
+        let send = |a: &mut Side, b: &mut Side, flags: SendFlags| {
             b.qp.receive(1, &[]).unwrap();
             b.qp.ring_receives();
             a.qp.send(1, &[], flags | SendFlags::SIGNALED).unwrap();

@@ -139,8 +139,13 @@ fn a_file_cut_short_under_traffic_ends_neither_the_nic_nor_the_client() {
             let count = a.cq.poll(&mut out).unwrap();
             failed = out[..count].iter().find(|done| !done.is_success()).copied();
         }
-        let counters = served.ask("counters").to_string();
-        assert!(counters.contains("misses"), "{counters}");
+        let counters = served.ask("counters");
+        let sum = |name: &str| -> u64 {
+            let nics = counters["nics"].as_array().unwrap();
+            nics.iter().map(|nic| nic["engine"][name].as_u64().unwrap()).sum()
+        };
+        assert!(sum("translation_misses") > 0, "--miss {miss}: {counters}");
+        assert_eq!(sum("stalls") > 0, miss == "stall", "--miss {miss}: {counters}");
         drop((a, b, region, at_a, at_b));
         check_traffic(&served);
     }

@@ -28,7 +28,7 @@ Examples:
       Two processes, joined.
   holdfast nic --socket /tmp/vm.sock --doorbells trapped
       For a virtual machine with Linux's own driver:
-      qemu-system-x86_64 ... -device '{\"driver\":\"vfio-user-pci\",\"socket\":{\"type\":\"unix\",\"path\":\"/tmp/vm.sock\"}}'
+      qemu-system-x86_64 ... -device '{\"driver\":\"vfio-user-pci\",\"socket\":{\"type\":\"unix\",\"path\":\"/tmp/vm.sock\"},\"x-no-posted-writes\":true}'
   echo counters | nc -U /tmp/control.sock
       With --control /tmp/control.sock: what was counted, as JSON.
 

@@ -207,8 +207,7 @@ fn finished(path: &Path) -> Result<Option<Item>> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    let removed =
-        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.with_context(|| format!("cannot remove {path:?}"))
 }
 
@@ -228,7 +227,8 @@ fn default_root() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(folder) => PathBuf::from(folder),
         None => PathBuf::from(
-            std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set: use --cache")?,
+            std::env::var_os("HOME")
+                .context("neither XDG_CACHE_HOME nor HOME is set: use --cache")?,
         )
         .join(".cache"),
     };

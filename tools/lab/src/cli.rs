@@ -170,7 +170,9 @@ pub fn run() -> Result<u8> {
             // One word is a shell line; several are a command and its arguments.
             let line = match &words[..] {
                 [line] => line.clone(),
-                words => words.iter().map(|word| crate::guest::quote(word)).collect::<Vec<_>>().join(" "),
+                words => {
+                    words.iter().map(|word| crate::guest::quote(word)).collect::<Vec<_>>().join(" ")
+                }
             };
             let mut job = guest.job(&debian, &holdfast, format!("{setup}{line}\n"))?;
             if let Some((path, name)) = taken {

@@ -54,9 +54,11 @@ impl Writes {
 /// The checks.
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let engine = Testdev::new(bench.device())?;
-    for (name, len, huge, rounds) in
-        [("4KiB", 4096, false, 300), ("2MiB", 2 << 20, true, 200), ("2MiB_of_4KiB", 2 << 20, false, 30)]
-    {
+    for (name, len, huge, rounds) in [
+        ("4KiB", 4096, false, 300),
+        ("2MiB", 2 << 20, true, 200),
+        ("2MiB_of_4KiB", 2 << 20, false, 30),
+    ] {
         std::fs::write("/proc/sys/vm/nr_hugepages", if huge { "16" } else { "0" })?;
         let what = format!("no write lands in memory taken away under a writing engine ({name})");
         let mut windows = Vec::new();
@@ -69,7 +71,10 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         if let (Some(middle), Some(most)) = (windows.get(windows.len() / 2), windows.last()) {
             report.number(&format!("window_{name}_p50_us"), middle.as_nanos() as f64 / 1e3);
             report.number(&format!("window_{name}_max_us"), most.as_nanos() as f64 / 1e3);
-            report.number(&format!("window_{name}_failed_writes_per_exchange"), failed as f64 / rounds as f64);
+            report.number(
+                &format!("window_{name}_failed_writes_per_exchange"),
+                failed as f64 / rounds as f64,
+            );
         }
     }
     Ok(())

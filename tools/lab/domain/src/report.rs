@@ -24,7 +24,10 @@ impl Report {
             Ok(()) => println!("ok   {name} ({seconds:.2} s)"),
             Err(error) => {
                 self.failed += 1;
-                println!("FAIL {name} ({seconds:.2} s): {}", format!("{error:#}").replace('\n', " "));
+                println!(
+                    "FAIL {name} ({seconds:.2} s): {}",
+                    format!("{error:#}").replace('\n', " ")
+                );
             }
         }
     }

@@ -132,9 +132,14 @@ impl Indices {
     pub fn download(&self, names: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(folder)?;
         let plan = process::output_of(self.get().args(["download", "--print-uris"]).args(names))?;
-        let files: Vec<(PathBuf, u64)> = plan.lines().filter_map(|line| plan_line(line, folder)).collect();
+        let files: Vec<(PathBuf, u64)> =
+            plan.lines().filter_map(|line| plan_line(line, folder)).collect();
         if files.len() != names.len() {
-            bail!("apt plans {} files for {} packages ({names:?}):\n{plan}", files.len(), names.len());
+            bail!(
+                "apt plans {} files for {} packages ({names:?}):\n{plan}",
+                files.len(),
+                names.len()
+            );
         }
         let total = files.iter().map(|(_, size)| size).sum();
         let progress = Progress::download(&format!("downloading {}", names.join(", ")), total);
@@ -159,7 +164,9 @@ impl Indices {
             let prefix = format!("{name}_");
             let mut paths = files.iter().map(|(file, _)| file);
             paths
-                .find(|file| file.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix)))
+                .find(|file| {
+                    file.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix))
+                })
                 .cloned()
                 .with_context(|| format!("apt downloaded no file of {name}"))
         };
@@ -219,7 +226,11 @@ fn plan_line(line: &str, folder: &Path) -> Option<(PathBuf, u64)> {
     Some((folder.join(file), words.next()?.parse().ok()?))
 }
 
-fn newest_of<'a>(names: impl Iterator<Item = &'a str>, before: &str, after: &str) -> Option<String> {
+fn newest_of<'a>(
+    names: impl Iterator<Item = &'a str>,
+    before: &str,
+    after: &str,
+) -> Option<String> {
     let version = |name: &'a str| {
         let middle = name.strip_prefix(before)?.strip_suffix(after)?;
         let middle = middle.trim_start_matches(['.', '-']);
@@ -256,7 +267,11 @@ mod tests {
     fn the_newest_kernel_is_a_plain_one_and_compared_by_number() {
         let cases: [(&[&str], &str, &str, Option<&str>); 4] = [
             (
-                &["linux-image-6.1.0-9-amd64", "linux-image-6.1.0-56-amd64", "linux-image-6.1.0-60-rt-amd64"],
+                &[
+                    "linux-image-6.1.0-9-amd64",
+                    "linux-image-6.1.0-56-amd64",
+                    "linux-image-6.1.0-60-rt-amd64",
+                ],
                 "linux-image-6.1.",
                 "-amd64",
                 Some("linux-image-6.1.0-56-amd64"),

@@ -150,7 +150,8 @@ impl Debian {
         for folder in UNUSED {
             let _ = fs::remove_dir_all(modules.join(&release).join("kernel").join(folder));
         }
-        let image = [modules.join(&release).join("vmlinuz"), tree.join(format!("boot/vmlinuz-{release}"))];
+        let image =
+            [modules.join(&release).join("vmlinuz"), tree.join(format!("boot/vmlinuz-{release}"))];
         let image = image.iter().find(|file| file.is_file()).context("no kernel image")?;
         fs::copy(image, path.join("vmlinuz"))?;
         let configuration =
@@ -254,8 +255,7 @@ mod tests {
         .unwrap();
         fs::write(folder.join("modules.builtin"), "kernel/drivers/virtio/virtio_pci.ko\n").unwrap();
         let order = load_order(&folder, &["virtio_pci", "virtio_blk", "ext4"]).unwrap();
-        let names: Vec<_> =
-            order.iter().map(|path| module_name(&path.to_string_lossy())).collect();
+        let names: Vec<_> = order.iter().map(|path| module_name(&path.to_string_lossy())).collect();
         assert_eq!(names, ["virtio_blk", "crc16", "jbd2", "ext4"]);
         assert!(load_order(&folder, &["nosuch"]).is_err());
         fs::remove_dir_all(&folder).unwrap();

@@ -85,6 +85,9 @@ impl Debian {
         if missing.is_empty() {
             return Ok(());
         }
-        bail!("this machine lacks what the lab needs to make its images:\n  - {}", missing.join("\n  - "))
+        bail!(
+            "this machine lacks what the lab needs to make its images:\n  - {}",
+            missing.join("\n  - ")
+        )
     }
 }

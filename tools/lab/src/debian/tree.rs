@@ -114,8 +114,9 @@ impl Debian {
         }
         let item = self.cache.item(&Recipe::new("mmdebstrap"), |path| {
             let log = self.cache.log("mmdebstrap");
-            let package = apt::download_for_host("mmdebstrap", path, &log)
-                .context("mmdebstrap is neither installed nor to be had: apt-get install mmdebstrap")?;
+            let package = apt::download_for_host("mmdebstrap", path, &log).context(
+                "mmdebstrap is neither installed nor to be had: apt-get install mmdebstrap",
+            )?;
             apt::unpack(&package, path)?;
             fs::remove_file(package)?;
             Ok(String::new())

@@ -22,12 +22,14 @@ impl Debian {
     pub fn vmw_pvrdma(&self, version: KernelVersion) -> Result<PathBuf> {
         let kernel = self.kernel(version)?;
         let name = format!("vmw_pvrdma-{}", version.name());
-        let recipe = Recipe::new(&name).from(&kernel.item).with("packages", "headers,binutils,make");
+        let recipe =
+            Recipe::new(&name).from(&kernel.item).with("packages", "headers,binutils,make");
         let item = self.cache.item(&recipe, |path| {
             let work = path.join("work");
             let indices = Indices::fetch(self, version.release(), &work.join("apt"))?;
             let source = format!("linux-source-{}", version.name());
-            let packages = indices.download(std::slice::from_ref(&source), &work.join("packages"))?;
+            let packages =
+                indices.download(std::slice::from_ref(&source), &work.join("packages"))?;
             let progress = Progress::spinner(&format!("unpacking {source}"));
             for package in &packages {
                 unpack(package, &work.join("source"))?;
@@ -54,7 +56,8 @@ impl Debian {
                 })?;
             fs::rename(unpacked.join(&source).join(FOLDER), root.join("module"))?;
 
-            let progress = Progress::spinner(&format!("compiling vmw_pvrdma for {}", kernel.release));
+            let progress =
+                Progress::spinner(&format!("compiling vmw_pvrdma for {}", kernel.release));
             let mut make = process::namespaced_in(&root, "make");
             make.args(["-j2", "-C"]);
             make.arg(format!("/usr/src/{headers}"));

@@ -121,13 +121,15 @@ mod tests {
 
     fn shown(console: Console, pieces: &[&str]) -> String {
         let mut filter = Filter::new(console);
-        let bytes: Vec<u8> = pieces.iter().flat_map(|piece| filter.pass(piece.as_bytes())).collect();
+        let bytes: Vec<u8> =
+            pieces.iter().flat_map(|piece| filter.pass(piece.as_bytes())).collect();
         String::from_utf8(bytes).unwrap()
     }
 
     #[test]
     fn only_the_jobs_own_output_is_streamed() {
-        let pieces = ["boot\r\nnoise@lab:be", "gin@\r\none\r\ntw", "o\r\n@lab:", "end@\r\nlate\r\n"];
+        let pieces =
+            ["boot\r\nnoise@lab:be", "gin@\r\none\r\ntw", "o\r\n@lab:", "end@\r\nlate\r\n"];
         assert_eq!(shown(Console::Stream, &pieces), "one\ntwo\n");
         assert_eq!(shown(Console::Quiet, &pieces), "");
         assert!(shown(Console::StreamAll, &pieces).starts_with("boot\nnoise"));

@@ -72,7 +72,12 @@ pub struct Attached {
 /// Starts what serves the devices, and says how QEMU attaches them. Number n sits in slot
 /// 0x10 + n: at function 0, or at function 1 beside its vmxnet3. All emulated NICs of a guest are
 /// served by one process, which joins them.
-pub fn attach(nics: &[Nic], holdfast: &Path, options: &[String], folder: &Path) -> Result<Attached> {
+pub fn attach(
+    nics: &[Nic],
+    holdfast: &Path,
+    options: &[String],
+    folder: &Path,
+) -> Result<Attached> {
     let mut arguments = Vec::new();
     let mut sockets = Vec::new();
     for (index, nic) in nics.iter().enumerate() {
@@ -87,16 +92,17 @@ pub fn attach(nics: &[Nic], holdfast: &Path, options: &[String], folder: &Path) 
                 let path = path.canonicalize().with_context(|| format!("no socket {path:?}"))?;
                 arguments.extend(vfio_user(&path, slot, *vmxnet3));
             }
-            Nic::Edu => arguments.extend(device(format!("edu,addr={slot:#x}.0,dma_mask=0xffffffff"))),
-            Nic::IommuTestdev => arguments.extend(device(format!("iommu-testdev,addr={slot:#x}.0"))),
+            Nic::Edu => {
+                arguments.extend(device(format!("edu,addr={slot:#x}.0,dma_mask=0xffffffff")))
+            }
+            Nic::IommuTestdev => {
+                arguments.extend(device(format!("iommu-testdev,addr={slot:#x}.0")))
+            }
         }
     }
     let log = folder.join("nic.log");
-    let server = if sockets.is_empty() {
-        None
-    } else {
-        Some(serve(holdfast, &sockets, options, &log)?)
-    };
+    let server =
+        if sockets.is_empty() { None } else { Some(serve(holdfast, &sockets, options, &log)?) };
     Ok(Attached { server, arguments })
 }
 
@@ -128,7 +134,9 @@ fn vfio_user(socket: &Path, slot: usize, vmxnet3: bool) -> Vec<String> {
 /// Starts `holdfast nic` and waits until it listens.
 fn serve(holdfast: &Path, sockets: &[PathBuf], options: &[String], log: &Path) -> Result<Guarded> {
     if !holdfast.is_file() {
-        bail!("no emulated NIC: {holdfast:?} is not there; cargo build --release, or --holdfast PATH");
+        bail!(
+            "no emulated NIC: {holdfast:?} is not there; cargo build --release, or --holdfast PATH"
+        );
     }
     let file = File::create(log)?;
     let mut command = Command::new(holdfast);

@@ -129,7 +129,8 @@ impl Qemu {
             "intel-iommu,intremap=on,caching-mode=on",
         ]);
         command.arg("-kernel").arg(kernel.vmlinuz()).arg("-initrd").arg(&kernel.initrd);
-        let parameters = "console=ttyS0 quiet intel_iommu=on iomem=relaxed panic=-1 mitigations=off";
+        let parameters =
+            "console=ttyS0 quiet intel_iommu=on iomem=relaxed panic=-1 mitigations=off";
         command.args(["-append", &format!("{parameters} {}", machine.append)]);
 
         let disks = [
@@ -142,7 +143,8 @@ impl Qemu {
             let drive = format!("id=lab-{name},file={file},if=none,format=raw,{mode}");
             command.args(["-drive", &drive]);
             let slot = 2 + index;
-            let device = format!("virtio-blk-pci,drive=lab-{name},serial=lab-{name},addr={slot:#x}");
+            let device =
+                format!("virtio-blk-pci,drive=lab-{name},serial=lab-{name},addr={slot:#x}");
             command.args(["-device", &device]);
         }
         command.args(["-device", "virtio-serial-pci,addr=0x6"]);
@@ -153,7 +155,8 @@ impl Qemu {
         }
         if machine.nvdimm_mib > 0 {
             let size = machine.nvdimm_mib;
-            command.args(["-object", &format!("memory-backend-memfd,id=nv0,size={size}M,share=on")]);
+            command
+                .args(["-object", &format!("memory-backend-memfd,id=nv0,size={size}M,share=on")]);
             command.args(["-device", "nvdimm,id=nvd0,memdev=nv0"]);
         }
         command.args(attached);

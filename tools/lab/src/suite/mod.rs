@@ -114,13 +114,17 @@ fn chosen(arguments: &TestArgs) -> Result<Vec<(Suite, Vec<Row>)>> {
     if let Some(name) = arguments.suite.iter().find(|name| !known.contains(&name.as_str())) {
         bail!("no suite {name:?}; there are {}", known.join(", "));
     }
-    let wanted = |suite: &Suite| arguments.suite.is_empty() || arguments.suite.contains(&suite.name);
+    let wanted =
+        |suite: &Suite| arguments.suite.is_empty() || arguments.suite.contains(&suite.name);
     let rows = |suite: &Suite| {
         let kernel = |row: &&Row| arguments.kernel.is_none_or(|kernel| kernel == row.kernel);
         suite.rows.iter().filter(kernel).cloned().collect::<Vec<_>>()
     };
-    let chosen: Vec<_> =
-        suites.iter().filter(|suite| wanted(suite)).map(|suite| (suite.clone(), rows(suite))).collect();
+    let chosen: Vec<_> = suites
+        .iter()
+        .filter(|suite| wanted(suite))
+        .map(|suite| (suite.clone(), rows(suite)))
+        .collect();
     if chosen.iter().all(|(_, rows)| rows.is_empty()) {
         bail!("no row has that kernel");
     }

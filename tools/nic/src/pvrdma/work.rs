@@ -67,16 +67,7 @@ impl WorkRing {
         max_sge: u32,
         max_inline: u32,
     ) -> Self {
-        Self {
-            head: 0,
-            tail: 0,
-            size,
-            state,
-            first_page,
-            stride,
-            max_sge,
-            max_inline,
-        }
+        Self { head: 0, tail: 0, size, state, first_page, stride, max_sge, max_inline }
     }
 
     /// Number of pages that the slots take.
