@@ -1,20 +1,30 @@
 #!/bin/sh
 # Brings up Linux's vmw_pvrdma on every emulated NIC of the guest: the Ethernet function beside it
-# first, because the RDMA driver takes its GIDs and its link state from there.
+# first, because the RDMA driver takes its GIDs and its link state from there. The driver is loaded
+# when the links have settled: a link event that meets its probe half way makes it follow a null
+# pointer (pvrdma_netdevice_event_work, Linux 6.1).
 set -e
 modprobe -a vmxnet3 ib_uverbs rdma_ucm ib_umad ib_core
-number=1
+number=0
 for net in /sys/class/net/*; do
     [ -e "$net/device/driver" ] || continue
     [ "$(basename "$(readlink "$net/device/driver")")" = vmxnet3 ] || continue
     name=${net##*/}
+    number=$((number + 1))
+    echo 0 >"/proc/sys/net/ipv6/conf/$name/accept_dad"
     ip link set "$name" up
     ip addr add "10.9.0.$number/24" dev "$name"
-    number=$((number + 1))
 done
+up() { cat /sys/class/net/*/operstate | grep -c '^up$'; }
+tries=0
+until [ "$(up)" -ge $number ] || [ $tries = 50 ]; do
+    tries=$((tries + 1))
+    sleep 0.1
+done
+sleep 1
 insmod /job/vmw_pvrdma.ko
 tries=0
-until [ "$(ls /sys/class/infiniband 2>/dev/null | wc -l)" = $((number - 1)) ]; do
+until [ "$(ls /sys/class/infiniband 2>/dev/null | wc -l)" = $number ]; do
     tries=$((tries + 1))
     [ $tries -lt 50 ] || { echo "lab-rdma: vmw_pvrdma made no RDMA device:"; dmesg | tail -n 20; exit 1; }
     sleep 0.1

@@ -1,6 +1,6 @@
 # Linux's own driver and the verbs tools against two emulated NICs.
 . /job/lab/check.sh
-LIMIT=90
+LIMIT=45
 
 check "vmw_pvrdma takes both NICs" lab-rdma
 set -- $(ls /sys/class/infiniband)
@@ -18,9 +18,10 @@ pair() {
     shift
     timeout "$LIMIT" "$tool" -d $one "$@" >/tmp/server.log 2>&1 &
     server=$!
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-        grep -q ':4A4F ' /proc/net/tcp6 /proc/net/tcp && break # perftest and pingpong: port 18515 is 4853
-        grep -q ':4853 ' /proc/net/tcp6 /proc/net/tcp && break
+    tries=0
+    until grep -q ':4853 .* 0A ' /proc/net/tcp /proc/net/tcp6; do # port 18515, listening
+        tries=$((tries + 1))
+        [ $tries -lt 150 ] && kill -0 $server 2>/dev/null || break
         sleep 0.2
     done
     timeout "$LIMIT" "$tool" -d $two "$@" 127.0.0.1

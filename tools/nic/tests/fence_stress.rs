@@ -262,7 +262,9 @@ fn a_truncated_file_is_a_fault_and_a_new_map_works_again() {
             assert!(fault.is_some(), "the truncation was noticed as a miss before any fault");
             let last = IOVA + 3 * PAGE as u64;
             assert!(reader.translate(last, 8, true).is_err(), "the poisoned page is not used");
-            assert_eq!(reader.translate(IOVA, 4 * PAGE, true).unwrap().len(), 2 * PAGE);
+            // The copy may have been past the third page when the file was cut.
+            let clean = reader.translate(IOVA, 4 * PAGE, true).unwrap().len();
+            assert!(clean == 2 * PAGE || clean == 3 * PAGE, "{clean} bytes are still used");
             reader.offline();
             copies
         });
