@@ -1,4 +1,9 @@
-//! The bytes are what a server answers to the vfio-user client.
+//! The bytes are what a server answers to the vfio-user client: as they are, or made into replies.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| holdfast_vfio::user::fuzz_client_replies(data));
+mod messages;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| match data {
+    [0, raw @ ..] => holdfast_vfio::user::fuzz_client_replies(raw),
+    _ => holdfast_vfio::user::fuzz_client_replies(&messages::from_server(data)),
+});

@@ -62,7 +62,7 @@ impl Filter {
     fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut shown = Vec::new();
         match self.console {
-            Console::Quiet | Console::Interactive => return shown,
+            Console::Interactive => return shown,
             Console::StreamAll => {
                 shown.extend(bytes.iter().filter(|byte| **byte != b'\r'));
                 return shown;
@@ -131,7 +131,7 @@ mod tests {
         let pieces =
             ["boot\r\nnoise@lab:be", "gin@\r\none\r\ntw", "o\r\n@lab:", "end@\r\nlate\r\n"];
         assert_eq!(shown(Console::Stream, &pieces), "one\ntwo\n");
-        assert_eq!(shown(Console::Quiet, &pieces), "");
+        assert_eq!(shown(Console::Interactive, &pieces), "");
         assert!(shown(Console::StreamAll, &pieces).starts_with("boot\nnoise"));
     }
 

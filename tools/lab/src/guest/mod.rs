@@ -58,8 +58,6 @@ pub enum Console {
     Stream,
     /// As `Stream`, with the boot messages.
     StreamAll,
-    /// Nothing is shown; the caller has it in the [`Outcome`].
-    Quiet,
 }
 
 /// How a guest's job ended.

@@ -251,11 +251,11 @@ impl Mr {
     }
 }
 
-/// Refuses rights that make no sense: remote writes and atomics need local writes.
 /// Hints that a device may ignore: the kernel's IB_ACCESS_OPTIONAL (relaxed ordering is one) and
 /// IB_ACCESS_HUGETLB (include/rdma/ib_verbs.h).
 const ACCESS_IGNORED: u32 = 0x3ff0_0000 | 0x80;
 
+/// Refuses rights that make no sense: remote writes and atomics need local writes.
 fn check_access(access: u32) -> Result<(), Error> {
     let writes = access & (ACCESS_REMOTE_WRITE | ACCESS_REMOTE_ATOMIC) != 0;
     if access & !ACCESS_IGNORED > 0x7f || (writes && access & ACCESS_LOCAL_WRITE == 0) {

@@ -26,6 +26,9 @@
 //! # Ok::<(), holdfast::connect::ConnectError>(())
 //! ```
 
+mod endpoint;
+mod error;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
@@ -33,6 +36,9 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+pub use endpoint::{Endpoint, QueuePairInfo, RemoteRegion};
+pub use error::ConnectError;
 
 /// Version of the messages; both sides must speak the same.
 pub const VERSION: u32 = 1;
@@ -46,146 +52,6 @@ const MAX_QUEUE_PAIRS: usize = 4096;
 const MAX_REGIONS: usize = 4096;
 /// How long a single read or write waits before the deadline is looked at again.
 const TICK: Duration = Duration::from_millis(50);
-
-/// Why two peers could not be brought together.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The address means nothing.
-    #[error("'{address}' is not HOST:PORT: {source}")]
-    Address {
-        /// As it was given.
-        address: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Nobody can be waited for at that address.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Where.
-        address: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Nobody answered there.
-    #[error("cannot connect to {address} within {timeout:?}: {source}; is the other side running?")]
-    Connect {
-        /// Where.
-        address: String,
-        /// For how long it was tried.
-        timeout: Duration,
-        /// Why, the last time.
-        #[source]
-        source: io::Error,
-    },
-    /// The other side did not do its part in time.
-    #[error("the peer did not {what} within {timeout:?}")]
-    Timeout {
-        /// What it should have done.
-        what: &'static str,
-        /// For how long it was waited for.
-        timeout: Duration,
-    },
-    /// The wait was cut short by the caller.
-    #[error("interrupted while waiting for the peer to {what}")]
-    Interrupted {
-        /// What it should have done.
-        what: &'static str,
-    },
-    /// The connection broke.
-    #[error("the connection to the peer broke: {0}")]
-    Broken(#[source] io::Error),
-    /// The peer closed the connection.
-    #[error("the peer closed the connection; see what it printed")]
-    Closed,
-    /// The peer speaks something else.
-    #[error("the peer is not a holdfast of this kind: {0}")]
-    NotAPeer(String),
-    /// The peer speaks another version.
-    #[error(
-        "the peer speaks version {theirs} of the exchange, this side {VERSION}: use the same release on both sides"
-    )]
-    Version {
-        /// The peer's version.
-        theirs: u32,
-    },
-    /// The two sides were started for different things.
-    #[error("the two sides disagree on what to do: here '{ours}', there '{theirs}'")]
-    Purpose {
-        /// This side's purpose.
-        ours: String,
-        /// The peer's.
-        theirs: String,
-    },
-    /// A message that makes no sense.
-    #[error("the peer sent nonsense: {0}")]
-    Malformed(String),
-}
-
-/// A queue pair as its peer needs to know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueuePairInfo {
-    /// Its number, 24 bits.
-    pub qpn: u32,
-    /// First packet sequence number it sends, 24 bits.
-    pub psn: u32,
-    /// Its queue key (UD), 0 otherwise.
-    pub qkey: u32,
-}
-
-/// A memory region as its peer needs to know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteRegion {
-    /// Address of the first byte in the region's own address space.
-    pub addr: u64,
-    /// Bytes.
-    pub len: u64,
-    /// Remote key.
-    pub rkey: u32,
-}
-
-/// What one side tells the other.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// What this side is about to do; both sides must say the same. Empty agrees with anything.
-    pub purpose: String,
-    /// GID of its port, index 0.
-    pub gid: [u8; 16],
-    /// Its largest path MTU code; the smaller of both is used.
-    pub mtu: u32,
-    /// Reads and atomics it can have under way on a connection; 0 leaves that to the other side.
-    pub rd_atomic: u8,
-    /// Its queue pairs, in the order in which they are to be connected.
-    pub queue_pairs: Vec<QueuePairInfo>,
-    /// The regions that the peer may reach.
-    pub regions: Vec<RemoteRegion>,
-}
-
-impl Endpoint {
-    fn check(&self) -> Result<(), ConnectError> {
-        let malformed = |text: String| Err(ConnectError::Malformed(text));
-        if self.queue_pairs.len() > MAX_QUEUE_PAIRS || self.regions.len() > MAX_REGIONS {
-            return malformed(format!(
-                "{} queue pairs and {} regions (at most {MAX_QUEUE_PAIRS} and {MAX_REGIONS})",
-                self.queue_pairs.len(),
-                self.regions.len()
-            ));
-        }
-        if let Some(qp) = self.queue_pairs.iter().find(|qp| qp.qpn >> 24 != 0 || qp.psn >> 24 != 0)
-        {
-            return malformed(format!(
-                "queue pair number {:#x} or sequence number {:#x} has more than 24 bits",
-                qp.qpn, qp.psn
-            ));
-        }
-        if let Some(region) = self.regions.iter().find(|r| r.addr.checked_add(r.len).is_none()) {
-            return malformed(format!("a region of {:#x} bytes at {:#x}", region.len, region.addr));
-        }
-        Ok(())
-    }
-}
 
 /// The first message of each side.
 #[derive(Debug, Serialize, Deserialize)]
