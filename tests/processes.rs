@@ -100,6 +100,17 @@ fn one_client_after_another_is_served_whatever_became_of_the_last() {
 }
 
 #[test]
+fn every_interface_version_and_every_way_of_commands_and_doorbells_works() {
+    for version in ["17", "18", "19", "20"] {
+        for more in [&[][..], &["--async-commands"], &["--doorbells", "trapped"], &["--poll"]] {
+            let mut args = vec!["--interface", version];
+            args.extend(more);
+            check_traffic(&Served::new(&args));
+        }
+    }
+}
+
+#[test]
 fn a_file_cut_short_under_traffic_ends_neither_the_nic_nor_the_client() {
     for miss in ["fail", "stall"] {
         let served = Served::new(&["--miss", miss]);

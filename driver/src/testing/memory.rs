@@ -10,12 +10,21 @@ use holdfast_wire::PAGE_SIZE;
 
 use crate::dma::{AllocError, DmaAllocator, DmaBuffer};
 
-/// Pages by bus address.
+#[derive(Default)]
+struct Book {
+    /// Where each page is, by bus address.
+    pages: BTreeMap<u64, usize>,
+    /// Bus addresses given out.
+    given: u64,
+    /// What was allocated.
+    blocks: BTreeMap<usize, Layout>,
+}
+
 #[derive(Default, Clone)]
-struct Pages(Arc<Mutex<(BTreeMap<u64, usize>, u64)>>);
+struct Pages(Arc<Mutex<Book>>);
 
 impl Pages {
-    fn lock(&self) -> MutexGuard<'_, (BTreeMap<u64, usize>, u64)> {
+    fn lock(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -30,7 +39,6 @@ pub struct HeapMemory {
 
 struct Owned {
     base: NonNull<u8>,
-    layout: Layout,
     addresses: Box<[u64]>,
     pages: Pages,
 }
@@ -44,10 +52,12 @@ impl Drop for Owned {
     fn drop(&mut self) {
         let mut pages = self.pages.lock();
         for address in &self.addresses {
-            pages.0.remove(address);
+            pages.pages.remove(address);
         }
-        // SAFETY: allocated with this layout; no bus address leads here any more.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+        if let Some(layout) = pages.blocks.remove(&self.base.as_ptr().addr()) {
+            // SAFETY: allocated with this layout; no bus address leads here any more.
+            unsafe { dealloc(self.base.as_ptr(), layout) };
+        }
     }
 }
 
@@ -65,15 +75,15 @@ impl DmaAllocator for HeapMemory {
         let mut pages = self.pages.lock();
         let addresses: Box<[u64]> = (0..count)
             .map(|i| {
-                pages.1 += 2;
-                let address = 0x10_0000_0000 + pages.1 * PAGE_SIZE as u64;
-                pages.0.insert(address, raw.addr() + i * PAGE_SIZE);
+                pages.given += 2;
+                let address = 0x10_0000_0000 + pages.given * PAGE_SIZE as u64;
+                pages.pages.insert(address, raw.addr() + i * PAGE_SIZE);
                 address
             })
             .collect();
+        pages.blocks.insert(raw.expose_provenance(), layout);
         drop(pages);
-        raw.expose_provenance();
-        let owner = Owned { base, layout, addresses: addresses.clone(), pages: self.pages.clone() };
+        let owner = Owned { base, addresses: addresses.clone(), pages: self.pages.clone() };
         // SAFETY: page aligned, valid until `owner` is dropped, never borrowed.
         Ok(unsafe { DmaBuffer::new(base, addresses, Box::new(owner)) })
     }
@@ -100,19 +110,32 @@ impl HeapMemory {
     /// The bus address of the `n`th page, counted modulo the pages that exist.
     pub fn nth_page(&self, n: usize) -> Option<u64> {
         let pages = self.pages.lock();
-        let count = pages.0.len();
-        if count == 0 { None } else { pages.0.keys().nth(n % count).copied() }
+        let count = pages.pages.len();
+        if count == 0 { None } else { pages.pages.keys().nth(n % count).copied() }
     }
 
     /// Pages that exist.
     pub fn page_count(&self) -> usize {
-        self.pages.lock().0.len()
+        self.pages.lock().pages.len()
+    }
+
+    /// Frees what the driver leaked because the device might still have reached it.
+    ///
+    /// # Safety
+    /// The driver's objects are gone: no buffer of this memory is used any more.
+    pub unsafe fn free_leaked(&self) {
+        let mut pages = self.pages.lock();
+        pages.pages.clear();
+        for (base, layout) in std::mem::take(&mut pages.blocks) {
+            // SAFETY: allocated with this layout, and not used any more (the caller's promise).
+            unsafe { dealloc(std::ptr::with_exposed_provenance_mut(base), layout) };
+        }
     }
 
     fn with(&self, address: u64, len: usize, access: impl FnOnce(*mut u8)) -> bool {
         let offset = address % PAGE_SIZE as u64;
         let pages = self.pages.lock();
-        match pages.0.get(&(address - offset)) {
+        match pages.pages.get(&(address - offset)) {
             Some(page) if offset as usize + len <= PAGE_SIZE => {
                 access(std::ptr::with_exposed_provenance_mut(page + offset as usize));
                 true

@@ -37,7 +37,9 @@ if [ -e lab/modules ]; then
 fi
 
 echo '@lab:begin@'
-setsid -c -w /bin/sh lab/command </dev/console >/dev/console 2>&1
+# stty waits for the output to drain: what is left of it is lost when the session ends.
+setsid -c -w /bin/sh -c '/bin/sh lab/command; status=$?; stty sane; exit $status' \
+    </dev/console >/dev/console 2>&1
 status=$?
 echo '@lab:end@'
 
