@@ -50,4 +50,6 @@ report=$(port lab.status)
 [ -n "$report" ] && echo "$status" >"$report"
 sync
 echo o >/proc/sysrq-trigger
+sleep 10
+echo b >/proc/sysrq-trigger # a driver that hangs keeps the machine from powering off
 while :; do sleep 1; done

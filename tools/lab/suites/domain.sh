@@ -17,7 +17,7 @@ kill -9 $holder
 wait $holder 2>/dev/null
 lab-domain $testdev after-kill || failed=1
 
-faults() { dmesg | grep -c "DMAR: .DMA Write.*\[00:10\.0\] fault addr $1 "; }
+faults() { dmesg | grep -c "DMAR: .DMA Write.*\[\(0000:\)\?00:10\.0\] fault addr $1 "; }
 check "the kernel log names the engine and the address of the refused write" \
     test "$(faults 0x40000000)" -gt 0
 

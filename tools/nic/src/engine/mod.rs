@@ -143,6 +143,13 @@ impl<H: Host> Engine<H> {
         NicId(id)
     }
 
+    /// Numbers a NIC's queue pairs by handle alone, from `first` on (2 to 65536), for users that
+    /// cannot hold larger numbers. A number that is used again then means the new queue pair.
+    /// Call it before the NIC has queue pairs.
+    pub fn number_from(&mut self, nic: NicId, first: u32) {
+        self.nics[nic.0].first_qpn = Some(first.clamp(2, 1 << 16));
+    }
+
     /// A NIC's host.
     pub fn host(&mut self, nic: NicId) -> &mut H {
         &mut self.nics[nic.0].host

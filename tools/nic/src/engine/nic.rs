@@ -64,6 +64,8 @@ pub(crate) struct Nic<H> {
     pub(crate) gids: Vec<Option<u128>>,
     /// Handle of the general services queue pair.
     gsi: Option<u32>,
+    /// Number of the queue pair with handle 0, if numbers carry no generation.
+    pub(crate) first_qpn: Option<u32>,
     pub(crate) counters: Counters,
 }
 
@@ -98,6 +100,7 @@ impl<H> Nic<H> {
             qps: Table::new("queue pair", limits.max_qp),
             gids: vec![None; limits.max_gids as usize],
             gsi: None,
+            first_qpn: None,
             counters: Counters::default(),
             config,
         }
@@ -213,7 +216,11 @@ impl<H> Nic<H> {
         }
         let (nic, serial) = (self.id, sched.next_serial());
         let handle = self.qps.insert(|handle, generation| {
-            let qpn = if gsi { 1 } else { u32::from(generation) << 16 | handle };
+            let qpn = match self.first_qpn {
+                _ if gsi => 1,
+                Some(first) => first + handle,
+                None => u32::from(generation) << 16 | handle,
+            };
             Box::new(Qp::new(QpRef { nic, handle, serial }, qpn, *init))
         })?;
         self.pds.find(init.pd)?.users += 1;
@@ -289,7 +296,11 @@ impl<H> Nic<H> {
     /// The queue pair of a number.
     #[inline]
     pub(crate) fn handle_of(&self, qpn: u32) -> Option<u32> {
-        let handle = if qpn == 1 { self.gsi? } else { qpn & 0xffff };
+        let handle = match self.first_qpn {
+            _ if qpn == 1 => self.gsi?,
+            Some(first) => qpn.checked_sub(first)?,
+            None => qpn & 0xffff,
+        };
         self.qps.get(handle).filter(|qp| qp.qpn == qpn).map(|_| handle)
     }
 
