@@ -58,6 +58,14 @@ impl Path {
         if self.port == 0 { Err(Error::Invalid("ports are counted from 1")) } else { Ok(()) }
     }
 
+    /// Refuses a source that is not in the device's table: a device may hang on the first send.
+    pub(crate) fn check_bound(&self, device: &crate::Device) -> Result<()> {
+        match device.gid(u32::from(self.sgid_index)) {
+            Some(_) => Ok(()),
+            None => Err(Error::Invalid("no GID is bound at the path's source index: bind one")),
+        }
+    }
+
     /// The form MODIFY_QP wants.
     pub(crate) fn attributes(&self) -> Result<AhAttr> {
         self.check()?;
@@ -88,6 +96,7 @@ impl AddressHandle {
     /// Makes the handle; no command is involved.
     pub fn new(pd: &Arc<ProtectionDomain>, path: &Path) -> Result<Self> {
         path.check()?;
+        path.check_bound(pd.device())?;
         let av = Av {
             port_pd: pd.handle() & 0x00ff_ffff | u32::from(path.port) << 24,
             sl_tclass_flowlabel: u32::from(path.traffic_class) << 20 | path.flow_label,

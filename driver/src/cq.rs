@@ -122,13 +122,22 @@ pub(crate) struct CqShared {
 #[derive(Default)]
 struct Registry {
     work_queues: Vec<Attachment>,
+    /// Entries set aside, those of `leaving` included.
     reserved: u32,
+    /// Entries of destroyed queue pairs, whose last completions may still be in the ring.
+    leaving: u32,
 }
+
+/// Stands for no queue pair in [`Attachment::qp`]; handles are 24 bits.
+const NOBODY: u32 = u32::MAX;
 
 impl CqShared {
     /// Sets entries aside for a work queue of that depth.
     pub(crate) fn reserve(&self, depth: u32, overcommit: bool) -> Result<()> {
         let mut registry = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        if registry.leaving > 0 && self.ring().is_some_and(|ring| ring.is_drained()) {
+            registry.reserved -= std::mem::take(&mut registry.leaving);
+        }
         let needed = registry.reserved.saturating_add(depth);
         if needed > self.depth && !overcommit {
             return Err(Error::CqTooSmall { depth: self.depth, needed });
@@ -142,19 +151,52 @@ impl CqShared {
         registry.reserved = registry.reserved.saturating_sub(depth);
     }
 
+    /// [`CqShared::release`] once the ring has been polled empty.
+    pub(crate) fn leave(&self, depth: u32) {
+        let mut registry = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.leaving = registry.leaving.saturating_add(depth).min(registry.reserved);
+    }
+
+    fn ring(&self) -> Option<ConsumerRing> {
+        let (memory, _) = self.memory.as_ref()?;
+        Some(ConsumerRing::new(memory.clone(), self.depth))
+    }
+
     pub(crate) fn attach(&self, attachment: Attachment) {
         let mut registry = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = self.uar.device();
+        registry.work_queues.retain(|one| one.qp != NOBODY || !device.was_issued(one.key));
         registry.work_queues.push(attachment);
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Forgets a work queue (of a queue pair, as a shared one can be attached several times).
+    /// Forgets a work queue (of a queue pair, as a shared one can be attached several times). The
+    /// tickets of a shared one are kept after its last queue pair here has gone: completions that
+    /// it left still give them back.
     pub(crate) fn detach(&self, key: Key, qp: u32) {
         let mut registry = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = registry.work_queues.iter().position(|one| one.key == key && one.qp == qp);
-        if let Some(at) = found {
-            registry.work_queues.swap_remove(at);
-            self.version.fetch_add(1, Ordering::Release);
+        let queues = &mut registry.work_queues;
+        let Some(at) = queues.iter().position(|one| one.key == key && one.qp == qp) else { return };
+        let shared = matches!(queues[at].ledger, Ledger::Shared(_));
+        if shared && queues.iter().filter(|one| one.key == key).count() == 1 {
+            queues[at].qp = NOBODY;
+        } else {
+            queues.swap_remove(at);
+        }
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Gives back the tickets of completions that nobody will poll any more.
+    fn retire_leftovers(&self) {
+        let registry = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ring) = self.ring() else { return };
+        for words in ring.unread() {
+            let tag = Tag(words[0]);
+            for one in registry.work_queues.iter().filter(|one| one.key == tag.key()) {
+                if let Ledger::Shared(tickets) = &one.ledger {
+                    tickets.retire(tag.position());
+                }
+            }
         }
     }
 
@@ -178,6 +220,7 @@ impl Drop for CqShared {
         let request =
             cmd::DestroyCq { hdr: Default::default(), cq_handle: self.handle, reserved: 0 };
         let result = device.channel.execute(request);
+        self.retire_leftovers();
         device.release_memory("completion queue", result.map(drop), self.memory.take());
     }
 }
@@ -239,14 +282,20 @@ impl CompletionQueue {
         let permit = device.counts.completion_queues.take()?;
         let memory = Arc::new(device.dma.allocate(pages * PAGE_SIZE)?);
         let directory = PageDirectory::new(device.dma.as_ref(), &memory.pages()[..pages])?;
-        let response = device.channel.execute(cmd::CreateCq {
+        let created = device.channel.execute(cmd::CreateCq {
             hdr: Default::default(),
             pdir_dma: directory.address(),
             ctx_handle: uar.context(),
             cqe: slots,
             nchunks: directory.count(),
             reserved: 0,
-        })?;
+        });
+        let response = match created {
+            Ok(response) => response,
+            Err(error) => {
+                return Err(device.not_created("completion queue", error, (memory, directory)));
+            }
+        };
         // From here on `shared` destroys the queue.
         let ring = ConsumerRing::new(memory.clone(), slots);
         let shared = Arc::new(CqShared {
@@ -352,8 +401,11 @@ impl CompletionQueue {
     /// Lets the device make completions visible, where it needs that (QEMU, ESXi). [`Self::poll`]
     /// does it by itself every so many empty polls.
     pub fn poll_device(&mut self) {
-        self.doorbell.ring(self.shared.handle | uar::CQ_POLL);
         self.until_poll = self.poll_interval;
+        // Where doorbells are memory, completions show by themselves, and the word is left to ARM.
+        if !self.device().quirks().memory_doorbells {
+            self.doorbell.ring(self.shared.handle | uar::CQ_POLL);
+        }
     }
 
     /// Asks for one notification: when the next completion arrives, or the next solicited one (or
@@ -386,7 +438,8 @@ impl CompletionQueue {
     #[cold]
     fn ring_and_look(&mut self) -> Result<usize> {
         self.poll_device();
-        if self.device().quirks().notifies_always {
+        // Whoever waits for notifications takes them himself.
+        if self.device().quirks().notifies_always && self.device().notification_fd().is_none() {
             self.device().skip_notifications();
         }
         Ok(0)
@@ -410,6 +463,9 @@ impl CompletionQueue {
             self.rows[index] = Some(Row { key: one.key, qp, ledger: one.ledger.clone() });
             if shared {
                 let bucket = (one.qp & 0xffff) as usize;
+                if one.qp == NOBODY {
+                    continue;
+                }
                 if self.sharers.len() <= bucket {
                     self.sharers.resize(bucket + 1, Vec::new());
                 }

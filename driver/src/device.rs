@@ -372,6 +372,10 @@ impl Device {
         lock(&self.keys).issue()
     }
 
+    pub(crate) fn retire_key(&self, key: Key) {
+        lock(&self.keys).retire(key);
+    }
+
     pub(crate) fn release_key(&self, key: Key) {
         lock(&self.keys).release(key);
     }
@@ -385,13 +389,28 @@ impl Device {
     pub(crate) fn release_memory(
         &self,
         what: &'static str,
-        destroyed: Result<()>,
+        mut destroyed: Result<()>,
         memory: Option<(Arc<DmaBuffer>, PageDirectory)>,
     ) {
+        if destroyed.is_ok() && !self.quirks.answers_everything {
+            // Nobody said that the object is gone. Commands are carried out in order, so an answer
+            // to a later one says it.
+            destroyed = self.query_port(1).map(drop);
+        }
         if let Err(error) = destroyed {
             tracing::error!(%error, what, "an object was not destroyed; its memory is not reused");
             std::mem::forget(memory);
         }
+    }
+
+    /// Keeps memory out of use for good if the device may still carry out the command that was to
+    /// create an object in it; gives the error back.
+    pub(crate) fn not_created<T>(&self, what: &'static str, error: Error, memory: T) -> Error {
+        if error.device_may_act() {
+            tracing::error!(%error, what, "an object may have been created; its memory is not reused");
+            std::mem::forget(memory);
+        }
+        error
     }
 
     fn destroy_bind(&self, index: u32, dest_gid: [u8; 16]) -> Result<()> {

@@ -143,7 +143,8 @@ pub enum Error {
     /// A completion queue would be too small for the work that may complete into it.
     #[error(
         "a completion queue of {depth} entries cannot take {needed} outstanding requests: make it \
-         larger, or allow overcommitment in the queue pair's configuration"
+         larger, poll what destroyed queue pairs left in it, or allow overcommitment in the queue \
+         pair's configuration"
     )]
     CqTooSmall {
         /// Its depth.
@@ -172,6 +173,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the device may yet carry out the command that failed so.
+    pub(crate) fn device_may_act(&self) -> bool {
+        matches!(self, Self::Transport { .. } | Self::Timeout { .. } | Self::DeviceNonsense { .. })
+    }
+
     /// A transport error with what was being done.
     pub(crate) fn transport(doing: &'static str) -> impl Fn(holdfast_vfio::Error) -> Self {
         move |source| Self::Transport { doing, source }

@@ -77,7 +77,7 @@ impl MemoryRegion {
         }
         let permit = device.counts.memory_regions.take()?;
         let directory = PageDirectory::new(device.dma.as_ref(), pages)?;
-        let response = device.channel.execute(cmd::CreateMr {
+        let created = device.channel.execute(cmd::CreateMr {
             hdr: Default::default(),
             start,
             length,
@@ -86,7 +86,11 @@ impl MemoryRegion {
             access_flags: access,
             flags: 0,
             nchunks: directory.count(),
-        })?;
+        });
+        let response = match created {
+            Ok(response) => response,
+            Err(error) => return Err(device.not_created("memory region", error, directory)),
+        };
         Ok(Self {
             pd: pd.clone(),
             handle: response.mr_handle,

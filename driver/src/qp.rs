@@ -232,9 +232,11 @@ impl QpInner {
     }
 
     fn detach(&self, books: &Books) {
+        self.device().retire_key(books.send.0);
         self.send_cq.detach(books.send.0, self.handle);
         self.device().release_key(books.send.0);
         if let Some((key, _)) = &books.recv {
+            self.device().retire_key(*key);
             self.recv_cq.detach(*key, self.handle);
             self.device().release_key(*key);
         } else if let Some(srq) = &self.srq {
@@ -283,8 +285,8 @@ impl Drop for QpInner {
         let books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
         self.detach(&books);
         drop(books);
-        self.send_cq.release(self.reserved.0);
-        self.recv_cq.release(self.reserved.1);
+        self.send_cq.leave(self.reserved.0);
+        self.recv_cq.leave(self.reserved.1);
         device.release_memory("queue pair", result.map(drop), self.memory.take());
     }
 }
@@ -339,7 +341,12 @@ impl QueuePair {
         )?;
         let keys = Keys::new(device, srq.is_none())?;
         let request = Self::request(pd, config, &shape, &directory, send_cq, recv_cq);
-        let granted = Self::execute(device, request)?;
+        let granted = match Self::execute(device, request) {
+            Ok(granted) => granted,
+            Err(error) => {
+                return Err(device.not_created("queue pair", error, (memory, directory)));
+            }
+        };
 
         // From here on the device has the queue pair, and `inner` destroys it.
         let (send_key, recv_key) = keys.keep();

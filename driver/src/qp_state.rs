@@ -153,6 +153,7 @@ impl QpControl {
         Error::check_limit("queue pair number", u64::from(rtr.dest_qpn), u64::from(BITS_24))?;
         Error::check_limit("packet sequence number", u64::from(rtr.rq_psn), u64::from(BITS_24))?;
         Error::check_limit("RNR timer code", u64::from(rtr.min_rnr_timer), 31)?;
+        rtr.path.check_bound(self.inner.device())?;
         let attrs = QpAttr {
             ah_attr: rtr.path.attributes()?,
             path_mtu: rtr.path_mtu,

@@ -283,6 +283,25 @@ impl ConsumerRing {
         barrier::publish(unsafe { self.indices.head.as_ref() }, head);
     }
 
+    /// Whether everything the device has shown was given back to it.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.tail() == self.shared_head()
+    }
+
+    /// What the device has shown and nobody has given back; nothing, if the indices make no sense.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = CqeWords> + '_ {
+        let head = self.shared_head();
+        let count = self.size.queued(self.tail(), head).unwrap_or(0);
+        (0..count).map(move |offset| self.read(self.size.advance(head, offset)))
+    }
+
+    /// The head as it stands in shared memory: what [`Self::set_head`] wrote last, unless the
+    /// device meddled with it.
+    fn shared_head(&self) -> u32 {
+        // SAFETY: the word lives as long as `_memory`.
+        barrier::observe(unsafe { self.indices.head.as_ref() })
+    }
+
     /// Copies a completion.
     #[inline(always)]
     pub(crate) fn read(&self, index: u32) -> CqeWords {

@@ -114,7 +114,7 @@ impl SharedReceiveQueue {
             Ok(response) => response,
             Err(error) => {
                 device.release_key(key);
-                return Err(error);
+                return Err(device.not_created("shared receive queue", error, (memory, directory)));
             }
         };
         let ring = recv_ring(memory.clone(), PAGE_SIZE, slots, max_sge);

@@ -209,24 +209,32 @@ impl Doorbell {
         }
     }
 
-    /// Rings and, where the page is memory that the device polls, waits until it has taken the
-    /// word, so that no later store can overwrite it. Blocks for up to a second.
+    /// Rings and, where the page is memory that the device polls, first waits until the word is
+    /// free and then until the device has taken it, so that of several threads none overwrites
+    /// another's. Blocks for up to a second.
     pub(crate) fn ring_confirmed(&self, value: u32) -> Result<()> {
-        self.ring(value);
         let polled = matches!(self.uar.page, Page::Mapped(_));
         if !polled || !self.uar.device.quirks().memory_doorbells {
+            self.ring(value);
             return Ok(());
         }
+        let started = Instant::now();
+        self.wait(started, |word| {
+            word.compare_exchange(0, value, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })?;
+        self.wait(started, |word| word.load(Ordering::Acquire) != value)
+    }
+
+    /// Waits until `done`, waking the device if it sleeps.
+    fn wait(&self, started: Instant, done: impl Fn(&AtomicU32) -> bool) -> Result<()> {
         // SAFETY: alive as long as self, see above.
         let (word, asleep) = unsafe { (self.word.as_ref(), self.asleep.as_ref()) };
-        let started = Instant::now();
         let mut polls = 0u32;
-        while word.load(Ordering::Acquire) != 0 {
-            polls = polls.wrapping_add(1);
-            std::hint::spin_loop();
+        while !done(word) {
             if polls.is_multiple_of(1024) {
-                if asleep.load(Ordering::Relaxed) != 0 {
-                    self.uar.slow_doorbell(self.offset, value);
+                let pending = word.load(Ordering::Relaxed);
+                if pending != 0 && asleep.load(Ordering::Relaxed) != 0 {
+                    self.uar.slow_doorbell(self.offset, pending);
                 }
                 let waited = started.elapsed();
                 if waited >= ARM_DEADLINE {
@@ -234,6 +242,8 @@ impl Doorbell {
                 }
                 std::thread::yield_now();
             }
+            polls = polls.wrapping_add(1);
+            std::hint::spin_loop();
         }
         Ok(())
     }

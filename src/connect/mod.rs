@@ -28,6 +28,7 @@
 
 mod endpoint;
 mod error;
+mod fuzz;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -39,6 +40,8 @@ use serde::{Deserialize, Serialize};
 
 pub use endpoint::{Endpoint, QueuePairInfo, RemoteRegion};
 pub use error::ConnectError;
+#[doc(hidden)]
+pub use fuzz::fuzz_peer_bytes;
 
 /// Version of the messages; both sides must speak the same.
 pub const VERSION: u32 = 1;

@@ -1,0 +1,92 @@
+//! `lab-peer`: Holdfast against libibverbs on Linux's own driver. It runs in a lab guest.
+//!
+//! * `joint` opens one NIC through each and carries out every operation from either side to the
+//!   other, with all data checked ([`joint`]).
+//! * `pingpong` is the peer of an unmodified `ibv_rc_pingpong` or `ibv_ud_pingpong`
+//!   ([`pingpong`]).
+//! * `measure` times what perftest cannot: registration, and the way from opening a device to the
+//!   first completion ([`measure`]).
+//! * `table` sets the figures of both drivers side by side ([`table`]).
+
+mod end;
+mod holdfast_end;
+mod joint;
+mod kernel_end;
+mod measure;
+mod pingpong;
+mod report;
+mod table;
+mod verbs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use holdfast::DeviceAddress;
+
+/// Holdfast against libibverbs on Linux's own driver.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Every operation between two NICs, in both directions
+    Joint {
+        /// The NIC that Holdfast drives
+        #[arg(long)]
+        device: DeviceAddress,
+        /// The RDMA device of Linux's driver
+        #[arg(long)]
+        verbs: String,
+    },
+    /// Plays the peer of ibv_rc_pingpong or ibv_ud_pingpong
+    Pingpong(pingpong::Options),
+    /// Times registration and the control path of one driver, as JSON
+    Measure {
+        /// A NIC that Holdfast drives
+        #[arg(long, conflicts_with = "verbs", required_unless_present = "verbs")]
+        device: Option<DeviceAddress>,
+        /// An RDMA device of Linux's driver
+        #[arg(long)]
+        verbs: Option<String>,
+    },
+    /// Sets what was measured with both drivers side by side
+    Table {
+        /// Folder with `lab-peer measure`'s JSON, perftest's output and `holdfast bench`'s JSON
+        folder: PathBuf,
+        /// Where to write the table as JSON
+        #[arg(long)]
+        json: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab-peer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<bool> {
+    match verb {
+        Verb::Joint { device, verbs } => joint::run(&device, &verbs),
+        Verb::Pingpong(options) => pingpong::run(&options).map(|()| true),
+        Verb::Measure { device, verbs } => {
+            let figures = match (device, verbs) {
+                (Some(device), _) => measure::holdfast(&device)?,
+                (None, verbs) => measure::kernel(&verbs.unwrap_or_default())?,
+            };
+            println!("{}", serde_json::to_string_pretty(&figures)?);
+            Ok(true)
+        }
+        Verb::Table { folder, json } => table::run(&folder, &json).map(|()| true),
+    }
+}
