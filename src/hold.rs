@@ -14,14 +14,15 @@ use std::sync::Arc;
 pub(crate) struct Holds<T> {
     entries: Vec<Hold<T>>,
     last: usize,
-    posted: u32,
+    /// Wide enough never to wrap: an entry may stay for as long as nothing else comes along.
+    posted: u64,
 }
 
 #[derive(Debug)]
 struct Hold<T> {
     what: Arc<T>,
     /// Count of requests posted when the last one that needs it had been posted.
-    until: u32,
+    until: u64,
 }
 
 impl<T> Default for Holds<T> {
@@ -31,26 +32,38 @@ impl<T> Default for Holds<T> {
 }
 
 impl<T> Holds<T> {
-    /// The request about to be posted needs `what`. Allocates only when the list of things
-    /// needed at the same time grows. `outstanding` counts requests posted and not retired.
-    #[inline(always)]
-    pub(crate) fn need(&mut self, what: &Arc<T>, outstanding: impl FnOnce() -> u32) {
-        let until = self.posted.wrapping_add(1);
-        match self.entries.get_mut(self.last) {
-            Some(hold) if Arc::ptr_eq(&hold.what, what) => hold.until = until,
-            _ => self.need_other(what, until, outstanding()),
-        }
-    }
-
-    /// The request was posted. (One that was refused leaves its needs one request too long.)
+    /// A request was posted. Call it before [`Holds::need`], and only when the queue has taken the
+    /// request: one that was refused needs nothing.
     #[inline(always)]
     pub(crate) fn posted(&mut self) {
-        self.posted = self.posted.wrapping_add(1);
+        self.posted += 1;
+    }
+
+    /// The request that was just posted needs `what`. Allocates only when the list of things
+    /// needed at the same time grows. `outstanding` counts requests posted and not retired, this
+    /// one among them.
+    #[inline(always)]
+    pub(crate) fn need(&mut self, what: &Arc<T>, outstanding: impl FnOnce() -> u32) {
+        self.hold(what, self.posted, outstanding);
+    }
+
+    /// Holds `what` until [`Holds::clear`], for queues whose requests complete in any order.
+    #[inline(always)]
+    pub(crate) fn keep(&mut self, what: &Arc<T>) {
+        self.hold(what, u64::MAX, || 0);
+    }
+
+    #[inline(always)]
+    fn hold(&mut self, what: &Arc<T>, until: u64, outstanding: impl FnOnce() -> u32) {
+        match self.entries.get_mut(self.last) {
+            Some(hold) if Arc::ptr_eq(&hold.what, what) => hold.until = until,
+            _ => self.hold_other(what, until, outstanding()),
+        }
     }
 
     #[cold]
     #[inline(never)]
-    fn need_other(&mut self, what: &Arc<T>, until: u32, outstanding: u32) {
+    fn hold_other(&mut self, what: &Arc<T>, until: u64, outstanding: u32) {
         let found = self.entries.iter().position(|hold| Arc::ptr_eq(&hold.what, what));
         if let Some(at) = found {
             self.entries[at].until = until;
@@ -65,15 +78,17 @@ impl<T> Holds<T> {
         self.last = self.entries.len() - 1;
     }
 
-    /// Gives up what no outstanding request needs. A hold of the request being built (`need`
-    /// before `posted`) stays.
+    /// Gives up what no outstanding request needs.
     pub(crate) fn sweep(&mut self, outstanding: u32) {
-        let retired = self.posted.wrapping_sub(outstanding);
-        self.entries.retain(|hold| {
-            // Positions lie within half the circle of each other: queues are far shallower.
-            hold.until.wrapping_sub(retired) as i32 > 0
-        });
+        let retired = self.retired(outstanding);
+        self.entries.retain(|hold| hold.until > retired);
         self.last = 0;
+    }
+
+    /// Requests that have been retired. (More may be outstanding than were posted through here:
+    /// those name nothing that is held.)
+    fn retired(&self, outstanding: u32) -> u64 {
+        self.posted.saturating_sub(u64::from(outstanding))
     }
 
     /// Gives up everything: the queue has no outstanding requests and starts over.
@@ -86,9 +101,9 @@ impl<T> Holds<T> {
     /// Requests that may still need `what`, if it is held.
     pub(crate) fn needing(&mut self, what: &Arc<T>, outstanding: u32) -> u32 {
         self.sweep(outstanding);
-        let retired = self.posted.wrapping_sub(outstanding);
+        let retired = self.retired(outstanding);
         let hold = self.entries.iter().find(|hold| Arc::ptr_eq(&hold.what, what));
-        hold.map_or(0, |hold| hold.until.wrapping_sub(retired))
+        hold.map_or(0, |hold| u32::try_from(hold.until - retired).unwrap_or(u32::MAX))
     }
 }
 
@@ -102,10 +117,10 @@ mod tests {
     fn a_thing_is_held_until_its_last_request_is_retired() {
         let mut holds = Holds::default();
         let (a, b) = (Arc::new('a'), Arc::new('b'));
-        holds.need(&a, || 0);
         holds.posted();
-        holds.need(&b, || 1);
+        holds.need(&a, || 1);
         holds.posted();
+        holds.need(&b, || 2);
         assert_eq!((Arc::strong_count(&a), Arc::strong_count(&b)), (2, 2));
         assert_eq!((holds.needing(&a, 2), holds.needing(&b, 2)), (1, 2));
         assert_eq!((holds.needing(&a, 1), holds.needing(&b, 1)), (0, 1));
@@ -119,8 +134,8 @@ mod tests {
         let mut holds = Holds::default();
         let region = Arc::new(());
         let watch = Arc::downgrade(&region);
-        holds.need(&region, || 0);
         holds.posted();
+        holds.need(&region, || 1);
         drop(region);
         holds.sweep(1);
         assert!(watch.upgrade().is_some(), "still outstanding");
@@ -128,20 +143,49 @@ mod tests {
         assert!(watch.upgrade().is_none());
     }
 
+    #[test]
+    fn a_thing_used_once_is_not_needed_again_however_many_requests_follow() {
+        let mut holds = Holds::default();
+        let (once, often) = (Arc::new('a'), Arc::new('b'));
+        for thing in [&once, &often] {
+            holds.posted();
+            holds.need(thing, || 1);
+        }
+        for passed in [1 << 31, 1 << 32, 1 << 40] {
+            holds.posted = passed;
+            holds.posted();
+            holds.need(&often, || 1);
+            assert_eq!((holds.needing(&often, 1), holds.needing(&once, 1)), (1, 0), "{passed}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_goes_only_with_everything() {
+        let mut holds = Holds::default();
+        let things: Vec<Arc<usize>> = (0..20).map(Arc::new).collect();
+        for thing in things.iter().chain(&things) {
+            holds.keep(thing);
+        }
+        holds.sweep(0);
+        assert!(things.iter().all(|thing| Arc::strong_count(thing) == 2));
+        holds.clear();
+        assert!(things.iter().all(|thing| Arc::strong_count(thing) == 1));
+    }
+
     proptest! {
         /// Against a model that keeps every outstanding request.
         #[test]
         fn nothing_an_outstanding_request_needs_is_given_up(
-            start: u32,
+            start in 0..u64::MAX / 2,
             steps in prop::collection::vec((0usize..6, 0u32..4), 1..200),
         ) {
             let things: Vec<Arc<usize>> = (0..6).map(Arc::new).collect();
             let mut holds = Holds { posted: start, ..Holds::default() };
             let mut outstanding = std::collections::VecDeque::new();
             for (thing, retire) in steps {
-                holds.need(&things[thing], || outstanding.len() as u32);
-                holds.posted();
                 outstanding.push_back(thing);
+                holds.posted();
+                holds.need(&things[thing], || outstanding.len() as u32);
                 for _ in 0..retire {
                     outstanding.pop_front();
                 }

@@ -14,6 +14,7 @@ use crate::connect::{Endpoint, QueuePairInfo};
 use crate::device::{DeviceInner, GID_INDEX};
 use crate::hold::Holds;
 use crate::region::RegionInner;
+use crate::shared_receive::Legacy;
 use crate::{
     Completion, CompletionQueue, MemoryRegion, ProtectionDomain, Result, SharedReceiveQueue, Slice,
 };
@@ -82,6 +83,7 @@ pub struct QueuePair {
     qp: driver::QueuePair,
     sends: Holds<RegionInner>,
     receives: Holds<RegionInner>,
+    _shared_receives: Option<Arc<Legacy>>,
     psn: u32,
     qkey: u32,
     device: Arc<DeviceInner>,
@@ -114,6 +116,7 @@ impl QueuePair {
             qp,
             sends: Holds::default(),
             receives: Holds::default(),
+            _shared_receives: options.shared_receives.map(SharedReceiveQueue::legacy),
             psn: options.psn & 0xff_ffff,
             qkey: options.qkey,
             device: Arc::clone(device),
@@ -328,11 +331,13 @@ impl QueuePair {
         let Some(queue) = &mut self.qp.recv else {
             return Err(PostError::QueueFull { depth: 0 });
         };
+        with_entries(local, |sges| queue.post(wr_id, sges))?;
+        // Only now: a request that was refused needs nothing. The device sees none of it before
+        // the doorbell, which takes `&mut self` too.
+        self.receives.posted();
         for slice in local {
             self.receives.need(slice.region, || queue.outstanding());
         }
-        with_entries(local, |sges| queue.post(wr_id, sges))?;
-        self.receives.posted();
         Ok(())
     }
 
@@ -402,11 +407,12 @@ impl QueuePair {
         post: impl Fn(&mut driver::SendQueue, &[Sge]) -> Result<(), PostError>,
     ) -> Result<(), PostError> {
         let queue = &mut self.qp.send;
+        with_entries(local, |sges| post(queue, sges))?;
+        // After the post, as for receives.
+        self.sends.posted();
         for slice in local {
             self.sends.need(slice.region, || queue.outstanding());
         }
-        with_entries(local, |sges| post(queue, sges))?;
-        self.sends.posted();
         Ok(())
     }
 }

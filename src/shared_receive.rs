@@ -1,5 +1,7 @@
 //! Shared receive queues, and the regions their receives keep alive.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use holdfast_driver as driver;
 use holdfast_driver::PostError;
 
@@ -11,16 +13,30 @@ use crate::{Result, Slice};
 /// A queue of receives for several queue pairs, with one owner, who posts to it. Receives complete
 /// in any order, in the completion queue of the queue pair that took them, so the regions that
 /// they name are held until none at all is outstanding.
+///
+/// It may be dropped before the queue pairs that take its receives: what is posted stays theirs to
+/// take, and the regions stay until the last of them is gone.
 #[derive(Debug)]
 pub struct SharedReceiveQueue {
     // Gone before the regions.
     queue: driver::SharedReceiveQueue,
     holds: Holds<RegionInner>,
+    legacy: Arc<Legacy>,
 }
+
+/// The holds of a shared receive queue whose owner is gone. Every queue pair that takes its
+/// receives has a part in it, and lets go of that after the device has let go of the queue pair.
+#[derive(Debug, Default)]
+pub(crate) struct Legacy(Mutex<Holds<RegionInner>>);
 
 impl SharedReceiveQueue {
     pub(crate) fn new(queue: driver::SharedReceiveQueue) -> Self {
-        Self { queue, holds: Holds::default() }
+        Self { queue, holds: Holds::default(), legacy: Arc::default() }
+    }
+
+    /// A part in what this queue leaves behind.
+    pub(crate) fn legacy(&self) -> Arc<Legacy> {
+        Arc::clone(&self.legacy)
     }
 
     pub(crate) fn share(&self) -> driver::SrqHandle {
@@ -30,11 +46,11 @@ impl SharedReceiveQueue {
     /// Posts a receive into `local`.
     #[inline]
     pub fn receive(&mut self, wr_id: u64, local: &[Slice<'_>]) -> Result<(), PostError> {
+        with_entries(local, |sges| self.queue.post(wr_id, sges))?;
         for slice in local {
-            // Nothing is ever counted as posted here, so what is needed stays until `clear`.
-            self.holds.need(slice.region, || 0);
+            self.holds.keep(slice.region);
         }
-        with_entries(local, |sges| self.queue.post(wr_id, sges))
+        Ok(())
     }
 
     /// Shows all posted receives to the device.
@@ -66,5 +82,55 @@ impl SharedReceiveQueue {
     /// The device's handle, as events name it.
     pub fn handle(&self) -> u32 {
         self.queue.handle()
+    }
+}
+
+impl Drop for SharedReceiveQueue {
+    fn drop(&mut self) {
+        let mut legacy = self.legacy.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *legacy = std::mem::take(&mut self.holds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_dax::{Memory, Populate, Source};
+
+    use crate::{
+        Access, Completion, EmulatedNic, EmulatedOptions, QueuePair, QueuePairOptions, SendFlags,
+    };
+
+    #[test]
+    fn a_queue_that_is_dropped_leaves_its_receives_and_their_regions_to_its_queue_pairs() {
+        let device = EmulatedNic::start(EmulatedOptions::default()).unwrap().open(0).unwrap();
+        let pd = device.protection_domain().unwrap();
+        let cq = device.completion_queue(64).unwrap();
+        let mut recv_cq = device.completion_queue(64).unwrap();
+        let mut shared = pd.shared_receive_queue(8, 1).unwrap();
+        let options = QueuePairOptions { send_depth: 8, recv_depth: 8, ..Default::default() };
+        let taker = QueuePairOptions { shared_receives: Some(&shared), ..options };
+        let mut sender = pd.queue_pair(&options, &cq, &cq).unwrap();
+        let mut taker = pd.queue_pair(&taker, &cq, &recv_cq).unwrap();
+        QueuePair::connect_pair(&mut sender, &mut taker).unwrap();
+
+        let before = device.address_space().mappings();
+        let region = pd
+            .register(Memory::open(&Source::Memfd, 4096, Populate::Yes).unwrap(), Access::ALL)
+            .unwrap();
+        shared.receive(7, &[region.slice(0, 4096).unwrap()]).unwrap();
+        shared.ring();
+        drop((region, shared));
+
+        sender.send_inline(1, b"still here", SendFlags::SIGNALED).unwrap();
+        sender.ring_sends();
+        let mut done = [Completion::default()];
+        while recv_cq.poll(&mut done).unwrap() == 0 {
+            std::thread::yield_now();
+        }
+        assert!(done[0].is_success(), "{:?}", done[0]);
+        assert_eq!((done[0].wr_id, done[0].byte_len), (7, 10));
+        assert_eq!(device.address_space().mappings(), before + 1, "the region is still mapped");
+        drop(taker);
+        assert_eq!(device.address_space().mappings(), before, "and now it is not");
     }
 }

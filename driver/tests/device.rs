@@ -234,6 +234,7 @@ fn no_more_objects_are_asked_for_than_the_device_has() {
 fn transitions_carry_exactly_the_attributes_they_need() {
     let fake = Fake::new(Model::default());
     let device = fake.open().unwrap();
+    device.bind_gid(1, [1; 16]).unwrap();
     let uar = device.alloc_uar().unwrap();
     let pd = device.alloc_pd(&uar).unwrap();
     let cq = device.create_cq(&uar, 64).unwrap();

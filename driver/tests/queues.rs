@@ -49,9 +49,17 @@ fn connect(qp: &QueuePair) {
     qp.control.to_rts(&ReadyToSend::default()).unwrap();
 }
 
+/// A device with the GIDs bound that the tests' paths name.
+fn open(fake: &Arc<Fake>) -> Arc<Device> {
+    let device = fake.open().unwrap();
+    device.bind_gid(2, [1; 16]).unwrap();
+    device.bind_gid(3, [1; 16]).unwrap();
+    device
+}
+
 fn bench(model: Model, config: &QpConfig) -> Bench {
     let fake = Fake::new(model);
-    let device = fake.open().unwrap();
+    let device = open(&fake);
     let uar = device.alloc_uar().unwrap();
     let pd = device.alloc_pd(&uar).unwrap();
     let cq = device.create_cq(&uar, 256).unwrap();
@@ -188,7 +196,7 @@ fn every_limit_is_checked_before_the_device_sees_it() {
 #[test]
 fn posting_waits_for_the_right_state() {
     let fake = Fake::new(Model::default());
-    let device = fake.open().unwrap();
+    let device = open(&fake);
     let uar = device.alloc_uar().unwrap();
     let pd = device.alloc_pd(&uar).unwrap();
     let cq = device.create_cq(&uar, 64).unwrap();
@@ -338,7 +346,7 @@ fn several_queue_pairs_share_a_completion_queue() {
 #[test]
 fn a_shared_receive_queue_completes_in_any_order() {
     let fake = Fake::new(Model::default());
-    let device = fake.open().unwrap();
+    let device = open(&fake);
     let uar = device.alloc_uar().unwrap();
     let pd = device.alloc_pd(&uar).unwrap();
     let mut cq = device.create_cq(&uar, 64).unwrap();
@@ -364,6 +372,55 @@ fn a_shared_receive_queue_completes_in_any_order() {
         assert_eq!(done, [round * 10, round * 10 + 1, round * 10 + 2]);
         assert_eq!(srq.outstanding(), 0);
     }
+}
+
+#[test]
+fn receives_of_a_shared_queue_come_back_when_their_queue_pair_is_gone() {
+    for poll in [true, false] {
+        let fake = Fake::new(Model::default());
+        let device = open(&fake);
+        let uar = device.alloc_uar().unwrap();
+        let pd = device.alloc_pd(&uar).unwrap();
+        let mut srq = device.create_srq(&pd, &uar, 3, 1).unwrap();
+        let config = QpConfig { srq: Some(srq.share()), ..rc(4) };
+        for round in 0..10 {
+            let mut cq = device.create_cq(&uar, 64).unwrap();
+            let qp = device.create_qp(&pd, &uar, &config, &cq, &cq).unwrap();
+            for id in 0..3 {
+                srq.post(id, &[SGE]).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            }
+            srq.ring();
+            for wr_id in fake.take_shared(srq.handle()) {
+                let cqe = Cqe { wr_id, qp: qp.handle().into(), opcode: 128, ..Cqe::default() };
+                fake.complete(&mut fake.state(), cq.handle(), &cqe);
+            }
+            // The queue pair goes first; then the queue is polled, or goes as well.
+            drop(qp);
+            if poll {
+                assert_eq!(poll_all(&mut cq), []);
+                assert_eq!(cq.leftovers(), 3);
+            }
+        }
+        assert_eq!(srq.outstanding(), 0);
+    }
+}
+
+#[test]
+fn room_of_a_destroyed_queue_pair_is_given_out_once_its_completions_are_polled() {
+    let fake = Fake::new(Model::default());
+    let device = open(&fake);
+    let uar = device.alloc_uar().unwrap();
+    let pd = device.alloc_pd(&uar).unwrap();
+    let mut cq = device.create_cq(&uar, 64).unwrap();
+    let mut qp = device.create_qp(&pd, &uar, &rc(32), &cq, &cq).unwrap();
+    connect(&qp);
+    qp.send.send(1, &[SGE], SIGNALED).unwrap();
+    qp.send.ring();
+    drop(qp);
+    let error = device.create_qp(&pd, &uar, &rc(32), &cq, &cq).unwrap_err();
+    assert!(matches!(error, Error::CqTooSmall { depth: 64, needed: 96 }), "{error:?}");
+    poll_all(&mut cq);
+    device.create_qp(&pd, &uar, &rc(32), &cq, &cq).unwrap();
 }
 
 #[test]
@@ -445,7 +502,7 @@ fn a_mapped_doorbell_is_a_store_and_a_sleeping_device_is_woken() {
     b.qp.send.ring();
     assert_eq!(pages.read_u32(page + uar::QP), b.qp.handle() | uar::QP_SEND);
     b.cq.poll_device();
-    assert_eq!(pages.read_u32(page + uar::CQ), b.cq.handle() | uar::CQ_POLL);
+    assert_eq!(pages.read_u32(page + uar::CQ), 0, "the word is left to those who arm");
     assert_eq!(b.fake.state().writes.len(), writes, "no register was touched");
 
     pages.write_u32(page + uar::ASLEEP, 1);
@@ -454,17 +511,32 @@ fn a_mapped_doorbell_is_a_store_and_a_sleeping_device_is_woken() {
     assert_eq!((last.0, last.1), (regs::BAR_REGS, regs::EXT_WAKE));
     pages.write_u32(page + uar::ASLEEP, 0);
 
-    // An ARM returns only once the device has taken the word.
-    let word = b.cq.handle() | uar::CQ_ARM_SOLICITED;
+    // Two ARMs of one page wait for each other, and each returns once the device has taken it.
+    let mut other = b.device.create_cq(&b.uar, 64).unwrap();
+    let words = [b.cq.handle() | uar::CQ_ARM_SOLICITED, other.handle() | uar::CQ_ARM_SOLICITED];
     std::thread::scope(|scope| {
         let device = scope.spawn(|| {
-            while pages.read_u32(page + uar::CQ) != word {
-                std::thread::yield_now();
+            let mut taken = Vec::new();
+            while taken.len() < 2 {
+                match pages.read_u32(page + uar::CQ) {
+                    0 => std::thread::yield_now(),
+                    word => {
+                        // A careless second ARM would overwrite the first one meanwhile.
+                        std::thread::sleep(Duration::from_millis(20));
+                        taken.push(word);
+                        pages.write_u32(page + uar::CQ, 0);
+                    }
+                }
             }
-            pages.write_u32(page + uar::CQ, 0);
+            taken
         });
+        scope.spawn(|| other.arm(true).unwrap());
         b.cq.arm(true).unwrap();
-        device.join().unwrap();
+        let mut taken = device.join().unwrap();
+        taken.sort_unstable();
+        let mut words = words;
+        words.sort_unstable();
+        assert_eq!(taken, words);
     });
     assert!(matches!(b.cq.arm(false), Err(Error::Late { .. })), "nobody takes this one");
 }

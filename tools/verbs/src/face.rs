@@ -23,14 +23,12 @@ impl<T> Face<T> {
         self.0.addr()
     }
 
-    /// Replaces one field.
-    pub(crate) fn set<F>(&self, field: impl FnOnce(*mut T) -> *mut F, value: F) {
-        let place = field(self.0);
-        let range = self.address()..self.address() + size_of::<T>();
-        assert!(range.contains(&place.addr()) && range.end - place.addr() >= size_of::<F>());
-        // SAFETY: within the allocation by the assertion; alignment is the field's own. A C thread
-        // that reads the field meanwhile sees the old value or the new one, as with libibverbs.
-        unsafe { place.write_volatile(value) }
+    /// Replaces the field at an offset, which is of type `F`.
+    pub(crate) fn set<F: Copy>(&self, offset: usize, value: F) {
+        assert!(offset.is_multiple_of(align_of::<F>()) && offset + size_of::<F>() <= size_of::<T>());
+        // SAFETY: within the allocation and aligned, by the assertion. A C thread that reads the
+        // field meanwhile sees the old value or the new one, as with libibverbs.
+        unsafe { self.0.byte_add(offset).cast::<F>().write_volatile(value) }
     }
 }
 

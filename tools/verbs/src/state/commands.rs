@@ -1,5 +1,6 @@
 //! Making, changing, asking about and destroying objects.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 
 use holdfast_nic::engine::host::QpInit;
@@ -374,7 +375,7 @@ impl State {
         let (ptr, at) = (face.as_ptr(), face.address());
         let target = events.map(|chan| {
             chan.users += 1;
-            chan.face.set(|f| field!(f, refcnt), chan.users as i32);
+            chan.face.set(offset_of!(abi::CompChannel, refcnt), chan.users as i32);
             (chan.channel.clone(), at)
         });
         self.engine.host(owner.nic).add_cq(handle, depth, target);
@@ -390,7 +391,7 @@ impl State {
         let gone = self.cqs.remove(cq)?;
         if let Some(chan) = gone.channel.and_then(|at| self.channels.find_mut(at).ok()) {
             chan.users = chan.users.saturating_sub(1);
-            chan.face.set(|f| field!(f, refcnt), chan.users as i32);
+            chan.face.set(offset_of!(abi::CompChannel, refcnt), chan.users as i32);
         }
         if gone.unacknowledged > 0 {
             let Cq { face, unacknowledged, .. } = gone;
@@ -554,7 +555,7 @@ impl State {
             if attr.qp_state == QpState::Reset.wire() {
                 self.engine.host(owner.nic).empty_qp(*handle);
             }
-            face.set(|f| field!(f, state), attr.qp_state);
+            face.set(offset_of!(abi::Qp, state), attr.qp_state);
         }
         self.settle();
         Ok(())
@@ -566,7 +567,7 @@ impl State {
     ) -> Result<(abi::QpAttr, abi::QpInitAttr), Error> {
         let qp = self.qps.find(qp)?;
         let wire = self.engine.query_qp(qp.owner.nic, qp.handle)?;
-        qp.face.set(|f| field!(f, state), wire.qp_state);
+        qp.face.set(offset_of!(abi::Qp, state), wire.qp_state);
         let mut attr = verbs_attr(&wire);
         attr.cap = qp.cap;
         let init = abi::QpInitAttr {
