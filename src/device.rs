@@ -3,7 +3,8 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use holdfast_driver as driver;
 use holdfast_iommu::{AddressSpace, Type1Domain, VfioUserDomain};
@@ -14,7 +15,7 @@ use holdfast_wire::attr::mtu_bytes;
 use crate::dma::DmaPool;
 use crate::emulated::{EmulatedNic, EmulatedOptions};
 use crate::protection_domain::ProtectionDomain;
-use crate::{CompletionQueue, DeviceAddress, Result};
+use crate::{CompletionQueue, DeviceAddress, Error, Result};
 
 /// Port that everything uses; PVRDMA devices have one.
 const PORT: u8 = 1;
@@ -26,6 +27,9 @@ const DEFAULT_MTU: u32 = 3;
 const MAX_INLINE: u32 = 432;
 /// Reads and atomics under way at a time, where the device does not say or says more.
 const MAX_RD_ATOMIC: u32 = 16;
+
+/// How long a vfio-user server may take to let go of memory after its connection failed.
+const LET_GO: Duration = Duration::from_secs(10);
 
 /// An open device. A handle is cheap to clone; the device is stopped when the last handle and the
 /// last object made from it are gone. May be used from any thread; every method blocks for one or
@@ -44,10 +48,34 @@ pub(crate) struct DeviceInner {
     address: DeviceAddress,
     gid: [u8; 16],
     mtu: u32,
+    server: Option<Server>,
     _nic: Option<EmulatedNic>,
 }
 
+/// The connection to a device in another process.
+struct Server {
+    connection: Arc<user::UserDevice>,
+    /// Whether it had let go of everything, once that was asked.
+    let_go: OnceLock<bool>,
+}
+
 impl DeviceInner {
+    /// Whether `error` says that the connection to the device's process is lost, and that process
+    /// has let go of all memory it was given. Then nothing can be unmapped any more and nothing
+    /// needs to be. Blocks, the first time, until it has, for at most 10 s.
+    pub(crate) fn let_go(&self, error: &Error) -> bool {
+        let Some(server) = self.server.as_ref().filter(|_| error.is_lost_connection()) else {
+            return false;
+        };
+        *server.let_go.get_or_init(|| match server.connection.disconnect(LET_GO) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "the memory of all regions stays as it is");
+                false
+            }
+        })
+    }
+
     pub(crate) fn gid(&self) -> [u8; 16] {
         self.gid
     }
@@ -90,7 +118,7 @@ impl Device {
                 let tree = Tree::system();
                 let (container, transport) = kernel::open(&tree, *pci)?;
                 let space = AddressSpace::new(Arc::new(Type1Domain::new(container)?))?;
-                Self::bring_up(address, Arc::new(transport), space, None, options)
+                Self::bring_up(address, Arc::new(transport), space, None, None, options)
             }
         }
     }
@@ -112,13 +140,15 @@ impl Device {
     ) -> Result<Self> {
         let transport = Arc::new(transport);
         let space = AddressSpace::new(Arc::new(VfioUserDomain::new(transport.clone())))?;
-        Self::bring_up(address, transport, space, nic, options)
+        let server = Server { connection: transport.clone(), let_go: OnceLock::new() };
+        Self::bring_up(address, transport, space, Some(server), nic, options)
     }
 
     fn bring_up(
         address: &DeviceAddress,
         transport: Arc<dyn holdfast_vfio::Device>,
         space: Arc<AddressSpace>,
+        server: Option<Server>,
         nic: Option<EmulatedNic>,
         options: driver::Options,
     ) -> Result<Self> {
@@ -130,7 +160,7 @@ impl Device {
         let mtu = mtu_bytes(port.active_mtu).map_or(DEFAULT_MTU, |_| port.active_mtu);
         let uar = driver.alloc_uar()?;
         let address = address.clone();
-        let inner = DeviceInner { uar, driver, space, address, gid, mtu, _nic: nic };
+        let inner = DeviceInner { uar, driver, space, address, gid, mtu, server, _nic: nic };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -55,3 +55,21 @@ pub enum Error {
     #[error("the peer does not fit: {0}")]
     Peer(String),
 }
+
+impl Error {
+    /// Whether the connection to a vfio-user server was given up.
+    pub(crate) fn is_lost_connection(&self) -> bool {
+        use holdfast_vfio::Error as Vfio;
+        let (Self::Vfio(source)
+        | Self::Iommu(holdfast_iommu::Error::Vfio(source))
+        | Self::Map { source: holdfast_iommu::Error::Vfio(source), .. }
+        | Self::Driver(holdfast_driver::Error::Transport { source, .. })) = self
+        else {
+            return false;
+        };
+        matches!(
+            source,
+            Vfio::UserGone { .. } | Vfio::UserLost { .. } | Vfio::UserProtocol { .. }
+        )
+    }
+}

@@ -37,7 +37,7 @@ pub(crate) struct RegionInner {
     memory: ManuallyDrop<Memory>,
     taken_down: bool,
     // The device outlives its regions.
-    _device: Arc<DeviceInner>,
+    device: Arc<DeviceInner>,
 }
 
 /// A part of a region, to be named in a request. It borrows the region, and the queue it is posted
@@ -81,15 +81,22 @@ impl MemoryRegion {
         let pages: Vec<u64> = mapping.pages(PAGE_SIZE as u64).collect();
         let start = memory.as_ptr().as_ptr().addr() as u64;
         let length = memory.len() as u64;
-        let registration =
-            device.driver.register_mr(pd.driver(), start, length, &pages, access.bits())?;
+        let registered =
+            device.driver.register_mr(pd.driver(), start, length, &pages, access.bits());
+        let registration = match registered {
+            Ok(registration) => registration,
+            Err(error) => {
+                unmap_or_keep(device, mapping, memory);
+                return Err(error.into());
+            }
+        };
         Ok(Self {
             inner: Arc::new(RegionInner {
                 registration: ManuallyDrop::new(registration),
                 mapping: ManuallyDrop::new(mapping),
                 memory: ManuallyDrop::new(memory),
                 taken_down: false,
-                _device: Arc::clone(device),
+                device: Arc::clone(device),
             }),
         })
     }
@@ -154,7 +161,9 @@ impl MemoryRegion {
     /// [`DeregisterError::Busy`] with the region, when another handle or a queue's outstanding
     /// request still needs it ([`crate::QueuePair::release`] tells which);
     /// [`DeregisterError::Device`] when the device or the domain did not let go: the memory then
-    /// stays mapped for ever, because it may still be written.
+    /// stays mapped for ever, because it may still be written. (A vfio-user server whose connection
+    /// is lost has let go when it has closed its end, as every process that dies does; that is
+    /// waited for, for at most 10 s.)
     pub fn deregister(self) -> Result<Memory, DeregisterError> {
         match Arc::try_unwrap(self.inner) {
             Ok(mut inner) => inner.take_down().map_err(DeregisterError::Device),
@@ -188,14 +197,30 @@ pub enum DeregisterError {
 impl RegionInner {
     fn take_down(&mut self) -> Result<Memory> {
         self.taken_down = true;
+        // What failed is done all the same where the device's process has let go of everything.
+        let device = &self.device;
+        let settle = |error: Error| if device.let_go(&error) { Ok(()) } else { Err(error) };
         // SAFETY: each part is taken once, guarded by `taken_down`, and not used afterwards. A
         // part that follows one that failed is left alone, which leaks it: the device may still
         // reach it.
         unsafe {
-            ManuallyDrop::take(&mut self.registration).destroy()?;
-            ManuallyDrop::take(&mut self.mapping).unmap()?;
+            let registration = ManuallyDrop::take(&mut self.registration);
+            registration.destroy().map_err(Error::from).or_else(settle)?;
+            let mapping = ManuallyDrop::take(&mut self.mapping);
+            mapping.unmap().map_err(Error::from).or_else(settle)?;
             Ok(ManuallyDrop::take(&mut self.memory))
         }
+    }
+}
+
+/// Takes back memory that was mapped but not registered, or leaks it if the device may still reach
+/// it.
+fn unmap_or_keep(device: &DeviceInner, mapping: Mapping, memory: Memory) {
+    if let Err(error) = mapping.unmap().map_err(Error::from)
+        && !device.let_go(&error)
+    {
+        tracing::error!(%error, "memory stays mapped: the device may reach it");
+        std::mem::forget(memory);
     }
 }
 
@@ -222,6 +247,7 @@ mod tests {
 
     /// A queue pair connected to another of the same NIC, and two regions.
     struct Bench {
+        pd: ProtectionDomain,
         qp: QueuePair,
         _peer: QueuePair,
         cq: CompletionQueue,
@@ -239,7 +265,7 @@ mod tests {
         QueuePair::connect_pair(&mut qp, &mut peer).unwrap();
         let region = || pd.register(memory(), Access::ALL).unwrap();
         let (source, target) = (region(), region());
-        Bench { qp, _peer: peer, cq, source, target }
+        Bench { pd, qp, _peer: peer, cq, source, target }
     }
 
     fn memory() -> Memory {
@@ -302,6 +328,24 @@ mod tests {
         let mut bytes = [0; 4096];
         b.target.memory().read_at(0, &mut bytes).unwrap();
         assert_eq!(bytes, [0x5a; 4096]);
+    }
+
+    #[test]
+    fn a_request_that_is_refused_needs_no_region() {
+        let mut b = bench();
+        let remote = Remote { addr: b.target.remote().addr, rkey: b.target.rkey() };
+        let slice = b.source.slice(0, 64).unwrap();
+        // More entries than the queue pair has, to either queue.
+        let local = [slice, slice];
+        assert!(b.qp.write(1, &local, remote, SendFlags::SIGNALED).is_err());
+        assert!(b.qp.receive(2, &local).is_err());
+        assert_eq!((b.qp.outstanding_sends(), b.qp.outstanding_receives()), (0, 0));
+        assert_eq!(b.qp.release(&b.source), Ok(()));
+        // And through a shared queue, which holds what it holds until all is done.
+        let mut shared = b.pd.shared_receive_queue(8, 1).unwrap();
+        assert!(shared.receive(3, &local).is_err());
+        let source = std::mem::replace(&mut b.source, b.target.clone());
+        assert!(source.deregister().is_ok(), "nobody holds it");
     }
 
     #[test]

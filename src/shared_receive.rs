@@ -104,10 +104,10 @@ mod tests {
     fn a_queue_that_is_dropped_leaves_its_receives_and_their_regions_to_its_queue_pairs() {
         let device = EmulatedNic::start(EmulatedOptions::default()).unwrap().open(0).unwrap();
         let pd = device.protection_domain().unwrap();
-        let cq = device.completion_queue(64).unwrap();
-        let mut recv_cq = device.completion_queue(64).unwrap();
+        let cq = device.completion_queue(512).unwrap();
+        let mut recv_cq = device.completion_queue(512).unwrap();
         let mut shared = pd.shared_receive_queue(8, 1).unwrap();
-        let options = QueuePairOptions { send_depth: 8, recv_depth: 8, ..Default::default() };
+        let options = QueuePairOptions { inline: 64, ..QueuePairOptions::default() };
         let taker = QueuePairOptions { shared_receives: Some(&shared), ..options };
         let mut sender = pd.queue_pair(&options, &cq, &cq).unwrap();
         let mut taker = pd.queue_pair(&taker, &cq, &recv_cq).unwrap();

@@ -43,3 +43,14 @@ bind_vfio() {
         [ "$(basename "$(readlink "$device/driver")")" = vfio-pci ] || return 1
     done
 }
+
+# await_port PID PORT: waits until somebody listens on a TCP port, at most until the process ends.
+await_port() {
+    port=$(printf '%04X' "$2")
+    tries=0
+    until grep -q ":$port .* 0A " /proc/net/tcp /proc/net/tcp6; do
+        tries=$((tries + 1))
+        [ $tries -lt 150 ] && kill -0 "$1" 2>/dev/null || return 1
+        sleep 0.2
+    done
+}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings up Linux's vmw_pvrdma on every emulated NIC of the guest: the Ethernet function beside it
+# Brings up Linux's vmw_pvrdma on every emulated NIC of the guest that has no driver yet: the Ethernet function beside it
 # first, because the RDMA driver takes its GIDs and its link state from there. The NICs are bound
 # one after the other: the driver acts on link events for a NIC whose probe has not come half way
 # and follows a null pointer (pvrdma_netdevice_event_work, seen in Linux 6.1).
@@ -25,6 +25,7 @@ echo 0 >/sys/bus/pci/drivers_autoprobe
 insmod /job/vmw_pvrdma.ko
 for device in /sys/bus/pci/devices/*; do
     [ "$(cat "$device/vendor" "$device/device" | tr '\n' ' ')" = "0x15ad 0x0820 " ] || continue
+    [ -e "$device/driver" ] && continue
     echo "${device##*/}" >/sys/bus/pci/drivers/vmw_pvrdma/bind
     sleep 1
 done

@@ -18,12 +18,7 @@ pair() {
     shift
     timeout "$LIMIT" "$tool" -d $one "$@" >/tmp/server.log 2>&1 &
     server=$!
-    tries=0
-    until grep -q ':4853 .* 0A ' /proc/net/tcp /proc/net/tcp6; do # port 18515, listening
-        tries=$((tries + 1))
-        [ $tries -lt 150 ] && kill -0 $server 2>/dev/null || break
-        sleep 0.2
-    done
+    await_port $server 18515
     timeout "$LIMIT" "$tool" -d $two "$@" 127.0.0.1
     client=$?
     wait $server

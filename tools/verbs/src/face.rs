@@ -25,7 +25,9 @@ impl<T> Face<T> {
 
     /// Replaces the field at an offset, which is of type `F`.
     pub(crate) fn set<F: Copy>(&self, offset: usize, value: F) {
-        assert!(offset.is_multiple_of(align_of::<F>()) && offset + size_of::<F>() <= size_of::<T>());
+        assert!(
+            offset.is_multiple_of(align_of::<F>()) && offset + size_of::<F>() <= size_of::<T>()
+        );
         // SAFETY: within the allocation and aligned, by the assertion. A C thread that reads the
         // field meanwhile sees the old value or the new one, as with libibverbs.
         unsafe { self.0.byte_add(offset).cast::<F>().write_volatile(value) }

@@ -1,11 +1,15 @@
 //! All objects of the process, and the commands that make, change and destroy them.
 //!
 //! Commands take addresses of structures that were given out and find the objects behind them; a
-//! structure itself is never read back. `objects` has the tables, `commands` what changes them,
-//! `work` what moves data.
+//! structure itself is never read back. `objects` has the tables, `work` what moves data, the other
+//! rooms the commands.
 
-mod commands;
+mod attributes;
+mod completions;
+mod device;
 mod objects;
+mod queues;
+mod regions;
 mod work;
 
 use std::io;
@@ -28,6 +32,8 @@ pub(crate) use work::{PostedRecv, PostedSend, Target};
 pub(crate) const FIRST_QPN: u32 = 2;
 /// What a device says it can hold; numbers stay below it.
 const MAX_QP: u32 = 1024;
+/// The only port.
+const PORT: u8 = 1;
 /// Rounds of the engine's work that a caller does before the thread takes over.
 const ROUNDS: usize = 16;
 
@@ -67,6 +73,19 @@ pub(crate) struct State {
     due: u64,
     /// Until when the thread sleeps.
     planned: u64,
+}
+
+/// A pointer of C as a number, and back when it is given back.
+fn pointer<T>(address: usize) -> *mut T {
+    std::ptr::with_exposed_provenance_mut(address)
+}
+
+fn same_device(what: &'static str, a: NicId, b: NicId) -> Result<(), Error> {
+    if a == b { Ok(()) } else { Err(Error::Stranger { what }) }
+}
+
+fn check_port(port: u8) -> Result<(), Error> {
+    if port == PORT { Ok(()) } else { Err(Error::Invalid { what: "port", value: port.into() }) }
 }
 
 fn limits() -> Limits {

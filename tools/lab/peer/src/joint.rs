@@ -7,9 +7,7 @@
 use anyhow::{Result, ensure};
 use holdfast::DeviceAddress;
 
-use crate::end::{
-    Done, End, Operation, RECEIVED, RECEIVED_WRITE, REMOTE_ACCESS, Request,
-};
+use crate::end::{Done, End, Operation, RECEIVED, RECEIVED_WRITE, REMOTE_ACCESS, Request};
 use crate::holdfast_end::HoldfastEnd;
 use crate::kernel_end::KernelEnd;
 use crate::report::Report;
@@ -135,7 +133,10 @@ fn transfer(
     target.read_memory(TO - GUARD, &mut found)?;
     ensure!(found[GUARD..GUARD + len] == data, "{len} bytes: other data arrived");
     let guards = found[..GUARD].iter().chain(&found[GUARD + len..]);
-    ensure!(guards.clone().all(|&byte| byte == UNTOUCHED), "{len} bytes: written beside the target");
+    ensure!(
+        guards.clone().all(|&byte| byte == UNTOUCHED),
+        "{len} bytes: written beside the target"
+    );
     Ok(())
 }
 

@@ -146,8 +146,9 @@ fn message(size: usize, round: u32) -> Vec<u8> {
 
 fn meet(options: &Options) -> Result<TcpStream> {
     let stream = match (&options.connect, &options.listen) {
-        (Some(address), _) => TcpStream::connect(address)
-            .with_context(|| format!("nobody waits at {address}"))?,
+        (Some(address), _) => {
+            TcpStream::connect(address).with_context(|| format!("nobody waits at {address}"))?
+        }
         (None, Some(address)) => TcpListener::bind(address)?.accept()?.0,
         (None, None) => bail!("--listen or --connect"),
     };
@@ -217,16 +218,10 @@ impl Player {
     fn connect(&mut self, theirs: &Identity) -> Result<()> {
         match self.kind {
             Kind::Rc => {
-                let endpoint = holdfast::connect::Endpoint {
-                    gid: theirs.gid,
-                    mtu: MTU,
-                    ..Default::default()
-                };
-                let info = holdfast::connect::QueuePairInfo {
-                    qpn: theirs.qpn,
-                    psn: theirs.psn,
-                    qkey: 0,
-                };
+                let endpoint =
+                    holdfast::connect::Endpoint { gid: theirs.gid, mtu: MTU, ..Default::default() };
+                let info =
+                    holdfast::connect::QueuePairInfo { qpn: theirs.qpn, psn: theirs.psn, qkey: 0 };
                 Ok(self.qp.connect(&info, &endpoint)?)
             }
             Kind::Ud => {

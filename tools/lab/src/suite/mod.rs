@@ -205,6 +205,7 @@ fn job(suite: &Suite, row: &Row, debian: &Debian, holdfast: &Path) -> Result<Job
                 job = job.file(holdfast, "bin/holdfast");
             }
             Need::LabDomain => job = job.file(beside_us("lab-domain")?, "bin/lab-domain"),
+            Need::LabPeer => job = job.file(beside_us("lab-peer")?, "bin/lab-peer"),
             Need::VmwPvrdma => {
                 job = job.file(debian.vmw_pvrdma(row.kernel)?, "vmw_pvrdma.ko");
                 job = job.text("bin/lab-rdma", LAB_RDMA);
@@ -272,7 +273,7 @@ fn build() -> Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     let mut command = Command::new(cargo);
     command.args(["build", "--release", "--quiet", "--bins"]);
-    command.args(["-p", "holdfast", "-p", "holdfast-lab-domain"]);
+    command.args(["-p", "holdfast", "-p", "holdfast-lab-domain", "-p", "holdfast-lab-peer"]);
     let status = Guarded::spawn(command.stdin(Stdio::null()), Terminal::Own)?
         .named("cargo build")
         .wait(Duration::from_secs(3600))?;

@@ -61,6 +61,8 @@ pub enum Need {
     Holdfast,
     /// The checker of the IOMMU layer.
     LabDomain,
+    /// The checker of Holdfast against Linux's driver.
+    LabPeer,
     /// Linux's PVRDMA driver, loaded.
     VmwPvrdma,
 }
@@ -91,6 +93,8 @@ const TABLES: &[Entry] = &[
         include_str!("../../suites/vfio-user.sh"),
     ),
     ("judge", include_str!("../../suites/judge.toml"), include_str!("../../suites/judge.sh")),
+    ("interop", include_str!("../../suites/interop.toml"), include_str!("../../suites/interop.sh")),
+    ("compare", include_str!("../../suites/compare.toml"), include_str!("../../suites/compare.sh")),
 ];
 
 /// All suites, in the order in which they run.

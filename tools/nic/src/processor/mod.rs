@@ -3,7 +3,7 @@
 //! [`Processor::turn`] is one round: take messages from the server threads, look at the doorbells
 //! of each NIC, let the engine work, and pass a quiescent point after each call into it. A round
 //! does a bounded amount of work, blocks nowhere and takes no lock, so it can be stepped by hand as
-//! well (tests and fuzzing do); [`Processor::run`] is the thread's loop around it, which decides
+//! well (tests and fuzzing do); `Processor::run` is the thread's loop around it, which decides
 //! when to sleep.
 //!
 //! While awake the readers of all NICs are online, so a `DMA_UNMAP` waits for the current call to

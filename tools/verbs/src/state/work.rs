@@ -1,6 +1,5 @@
 //! Moving data: posting requests and taking completions.
 
-
 use holdfast_nic::engine::host::{Completion, RecvQueue};
 use holdfast_wire::attr::QpState;
 use holdfast_wire::completion::{self, CqeOpcode};
@@ -96,7 +95,9 @@ impl State {
             other => return Err(Error::Invalid { what: "opcode", value: other.into() }),
         };
         match opcode {
-            Opcode::Send | Opcode::SendImm if to.datagrams => put(self.datagram(to, &wr)?.as_bytes()),
+            Opcode::Send | Opcode::SendImm if to.datagrams => {
+                put(self.datagram(to, &wr)?.as_bytes())
+            }
             _ if to.datagrams => {
                 let value = wr.opcode.into();
                 return Err(Error::Invalid { what: "opcode of a datagram", value });

@@ -92,9 +92,8 @@ impl Drop for Object {
 fn succeeded(status: c_int, what: &str) -> Result<()> {
     match status {
         0 => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(status.abs()).into()).map_err(|error: anyhow::Error| {
-            error.context(format!("{what} failed"))
-        }),
+        _ => Err(io::Error::from_raw_os_error(status.abs()).into())
+            .map_err(|error: anyhow::Error| error.context(format!("{what} failed"))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Links: the wire between engines in different processes, over a Unix stream socket.
 //!
 //! Each side says hello and announces the GIDs of its NICs, then requests, replies and datagrams
-//! travel as [frames](frame). The engine never blocks on a link: a reader thread decodes what
+//! travel as frames. The engine never blocks on a link: a reader thread decodes what
 //! arrives into a short channel that the engine polls, and an outgoing queue is written as far as
 //! the socket takes it; while it is full, queue pairs wait. Bytes of READs that may be under way
 //! are limited per link, so that two engines that read from each other cannot fill both sockets

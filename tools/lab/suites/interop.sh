@@ -1,0 +1,44 @@
+# Holdfast and Linux's own driver connected to each other; see tools/lab/peer.
+. /job/lab/check.sh
+LIMIT=90
+nic=0000:00:11.0
+
+check "Holdfast's NIC goes to vfio-pci" holdfast bind $nic
+check "vmw_pvrdma takes the other one" lab-rdma
+verbs=$(ls /sys/class/infiniband)
+[ -n "$verbs" ] || { dmesg | grep -i -E 'pvrdma|vmxnet3' | tail -n 20; exit 1; }
+
+# both SERVER CLIENT: two shell lines; the second runs once the first listens.
+both() {
+    timeout "$LIMIT" sh -c "exec $1" >/tmp/server.log 2>&1 &
+    server=$!
+    await_port $server 18515
+    timeout "$LIMIT" sh -c "exec $2"
+    client=$?
+    wait $server
+    server=$?
+    echo "client: $client, server: $server"
+    sed 's/^/server: /' /tmp/server.log
+    [ $client = 0 ] && [ $server = 0 ] && ! grep -q 'invalid data' /tmp/server.log
+}
+# Our side and the tool, each as the server and as the client.
+for size in 1 1000 4096 65536; do
+    ours="lab-peer pingpong rc --device $nic --size $size --iters 100"
+    theirs="ibv_rc_pingpong -d $verbs -g 0 -n 100 -c -s $size"
+    check "ibv_rc_pingpong serves Holdfast, $size bytes" both "$theirs" "$ours --connect 127.0.0.1:18515"
+    check "Holdfast serves ibv_rc_pingpong, $size bytes" both "$ours --listen 127.0.0.1:18515" "$theirs 127.0.0.1"
+done
+ours="lab-peer pingpong rc --device $nic --size 4096 --iters 100"
+theirs="ibv_rc_pingpong -d $verbs -g 0 -n 100 -c -e -s 4096"
+check "ibv_rc_pingpong -e serves Holdfast" both "$theirs" "$ours --connect 127.0.0.1:18515"
+check "Holdfast serves ibv_rc_pingpong -e" both "$ours --listen 127.0.0.1:18515" "$theirs 127.0.0.1"
+for size in 1 1000; do
+    ours="lab-peer pingpong ud --device $nic --size $size --iters 100"
+    theirs="ibv_ud_pingpong -d $verbs -g 0 -n 100 -c -s $size"
+    check "ibv_ud_pingpong serves Holdfast, $size bytes" both "$theirs" "$ours --connect 127.0.0.1:18515"
+    check "Holdfast serves ibv_ud_pingpong, $size bytes" both "$ours --listen 127.0.0.1:18515" "$theirs 127.0.0.1"
+done
+
+lab-peer joint --device $nic --verbs $verbs || failed=$((failed + 1))
+check "rmmod vmw_pvrdma" rmmod vmw_pvrdma
+[ $failed = 0 ]
