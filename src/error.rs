@@ -67,9 +67,6 @@ impl Error {
         else {
             return false;
         };
-        matches!(
-            source,
-            Vfio::UserGone { .. } | Vfio::UserLost { .. } | Vfio::UserProtocol { .. }
-        )
+        matches!(source, Vfio::UserGone { .. } | Vfio::UserLost { .. } | Vfio::UserProtocol { .. })
     }
 }

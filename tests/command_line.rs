@@ -23,6 +23,7 @@ fn wrong_usage_ends_with_status_2_and_says_what_to_do() {
         (&["bench", "write", "lat", "--size", "8Q"], "'8Q' is not a size"),
         (&["bench", "write", "lat", "--size", "0"], "at least 1"),
         (&["bench", "write", "bw", "--size", "2G"], "1 GiB"),
+        (&["bench", "write", "bw", "--size", "513M"], "give at most 512M"),
         (&["bench", "cas", "lat", "--size", "16"], "works on 8 bytes"),
         (&["bench", "write", "lat", "--depth", "4"], "one operation under way"),
         (&["bench", "write", "rate", "--depth", "8", "--batch", "9"], "--depth 8"),
@@ -39,6 +40,7 @@ fn wrong_usage_ends_with_status_2_and_says_what_to_do() {
             "give it alone",
         ),
         (&["pingpong", "--size", "2G"], "1 GiB"),
+        (&["pingpong", "--size", "513M"], "give at most 512M"),
         (&["pingpong", "--iters", "0"], "0 is not in"),
         (&["demo", "--size", "5000"], "whole pages"),
         (&["demo", "--seconds", "0"], "number of seconds"),
@@ -95,6 +97,59 @@ fn help_teaches_with_examples() {
     }
     let output = holdfast(&["--help"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("Exit status: 0 success; 1"));
+}
+
+#[test]
+fn help_says_what_overwrites_a_file() {
+    for command in ["bench", "pingpong", "demo"] {
+        let output = holdfast(&[command, "--help"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("overwritten"), "{command}:\n{text}");
+    }
+}
+
+#[test]
+fn bench_counts_no_errors_where_there_are_none() {
+    // Numbers that are no multiple of the slots, and payloads of one byte.
+    for args in [
+        &["send", "rate", "--iters", "1005", "--qps", "3"][..],
+        &["send", "bw", "--iters", "77", "--size", "1"],
+        &["write", "rate", "--iters", "3", "--qps", "2"],
+        &["read", "bw", "--iters", "1005", "--qps", "3", "--size", "5000"],
+    ] {
+        let output = holdfast(&[&["bench"][..], args, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(json["errors"], 0, "{args:?}");
+        assert_eq!(json["iters"].to_string(), args[3], "{args:?}");
+    }
+}
+
+#[test]
+fn output_that_nobody_reads_is_an_error_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("sys/bus/pci/devices")).unwrap();
+    let root = folder.path().to_str().unwrap();
+    for args in [
+        &["devices", "--root", root][..],
+        &["bench", "write", "lat", "--iters", "10"],
+        &["bench", "write", "lat", "--iters", "10", "--json"],
+        &["pingpong", "--iters", "2"],
+        &["demo", "--size", "4K", "--seconds", "0.01"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+            .args(args)
+            .current_dir(folder.path())
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains("cannot write to standard output"), "{args:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn one_thread(here: &holdfast::Device, there: &holdfast::Device, thread: usize) 
             qp.write(index as u64, &[local], remote, SendFlags::SIGNALED).unwrap();
             qp.ring_sends();
         }
-        let mut seen = vec![false; QUEUE_PAIRS];
+        let mut seen = [false; QUEUE_PAIRS];
         for _ in 0..QUEUE_PAIRS {
             let done = next_completion(&mut cq);
             assert!(done.is_success(), "{done:?}");

@@ -163,6 +163,25 @@ fn a_file_cut_short_under_traffic_ends_neither_the_nic_nor_the_client() {
 }
 
 #[test]
+fn memory_comes_back_when_the_nic_is_gone() {
+    let mut served = Served::new(&[]);
+    let device = open(&served.path("a"));
+    let side = Side::new(&device, 1 << 16, Access::ALL, &options());
+    let other = side.pd.register(support::memory(4096), Access::ALL).unwrap();
+    side.region.memory().write_at(5, b"kept").unwrap();
+    served.nic.kill();
+    let Side { qp, cq, region, pd } = side;
+    // Its process has died and let go of everything, whatever it can still be asked.
+    let memory = region.deregister().expect("the memory");
+    let mut bytes = [0; 4];
+    memory.read_at(5, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"kept");
+    assert_eq!(other.deregister().expect("this one too").len(), 4096);
+    assert!(pd.register(memory, Access::ALL).is_err(), "there is no device any more");
+    drop((qp, cq, pd));
+}
+
+#[test]
 fn a_nic_with_nothing_to_do_uses_no_processor() {
     let served = Served::new(&[]);
     let measure = |what: &str| {

@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use clap::Args;
 use holdfast_vfio::pci::{Address, BindPlan, FileWriter, Tree};
 
+use super::{interrupt, print};
+
 const EXAMPLES: &str = "\
 Examples:
   holdfast bind 0000:03:00.1 --dry-run   say what would be written, write nothing
@@ -62,17 +64,24 @@ fn carry_out(
 ) -> anyhow::Result<ExitCode> {
     let (address, group) = (options.address, plan.group);
     if plan.steps.is_empty() {
-        println!("Nothing to do: IOMMU group {group} of {address} {outcome} already.");
+        print(format_args!(
+            "Nothing to do: IOMMU group {group} of {address} {outcome} already.\n"
+        ))?;
         return Ok(ExitCode::SUCCESS);
     }
     for step in &plan.steps {
-        println!("{step}");
+        print(format_args!("{step}\n"))?;
     }
     if options.dry_run {
-        println!("Nothing was changed (--dry-run).");
+        print("Nothing was changed (--dry-run).\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    plan.execute(tree, &mut FileWriter).context("IOMMU group not changed")?;
-    println!("IOMMU group {group} of {address} {outcome} now.");
+    interrupt::check()?;
+    {
+        // A group must not be left half changed, however impatient the user is.
+        let _whole = interrupt::finish_first();
+        plan.execute(tree, &mut FileWriter).context("IOMMU group not changed")?;
+    }
+    print(format_args!("IOMMU group {group} of {address} {outcome} now.\n"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -20,7 +20,7 @@ use super::histogram::{Latencies, Percentiles, human_bytes, human_ns};
 use super::machine::Machine;
 use super::pingpong::{fill, is};
 use super::watch::Watch;
-use super::{EXIT_FAILED, Usage, interrupt, parse};
+use super::{EXIT_FAILED, Usage, interrupt, parse, print};
 
 /// Bytes of one WRITE or READ: a page.
 const BLOCK: usize = 4096;
@@ -98,12 +98,10 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     let placement = options.device.placement();
     let clock = Clock::calibrate();
     let place = Place::new(options.file.as_deref(), size)?;
-    let say = |text: String| {
-        if !options.json {
-            println!("{text}");
-        }
-    };
-    say(format!("region    {} of {}", human_bytes(size as u64), place.path.display()));
+    if !options.json {
+        let (size, path) = (human_bytes(size as u64), place.path.display());
+        print(format_args!("region    {size} of {path}\n"))?;
+    }
     let shape = Shape {
         purpose: "demo".to_owned(),
         bytes: size,
@@ -119,23 +117,23 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     let (write, read) = (outcome.0, outcome.1);
     let outcome = Outcome { write: write.percentiles(), read: read.percentiles(), ..outcome.2 };
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&outcome)?);
+        print(format_args!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
     } else {
         for (name, latencies) in [("RDMA WRITE", &write), ("RDMA READ", &read)] {
             let p = latencies.percentiles();
-            println!(
-                "\n{name} of {}: p50 {}, p99 {}, p99.9 {}, max {}",
+            print(format_args!(
+                "\n{name} of {}: p50 {}, p99 {}, p99.9 {}, max {}\n{}",
                 human_bytes(BLOCK as u64),
                 human_ns(p.p50_ns),
                 human_ns(p.p99_ns),
                 human_ns(p.p999_ns),
-                human_ns(p.max_ns)
-            );
-            print!("{}", latencies.draw());
+                human_ns(p.max_ns),
+                latencies.draw()
+            ))?;
         }
         let verdict = if outcome.errors == 0 { "every byte was right" } else { "WRONG" };
-        println!(
-            "\nchecked   {} in {:.1} s, {} times through the file: {verdict}{}",
+        print(format_args!(
+            "\nchecked   {} in {:.1} s, {} times through the file: {verdict}{}\n",
             human_bytes(outcome.bytes_checked),
             outcome.seconds,
             outcome.passes,
@@ -144,7 +142,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
             } else {
                 format!(" ({} pages)", outcome.errors)
             }
-        );
+        ))?;
     }
     Ok(if outcome.errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }

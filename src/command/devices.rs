@@ -1,6 +1,5 @@
 //! `holdfast devices`: which functions could do RDMA, who has them, and what to do next.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,6 +7,8 @@ use anyhow::Context as _;
 use clap::Args;
 use holdfast_vfio::pci::{Function, NextStep, Tree, known, next_step};
 use serde::Serialize;
+
+use super::print;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,12 +72,10 @@ pub fn run(options: &DevicesOptions) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|function| row(&tree, function))
         .collect::<holdfast_vfio::Result<Vec<_>>>()?;
-    let mut out = std::io::stdout().lock();
     if options.json {
-        serde_json::to_writer_pretty(&mut out, &Listing { devices })?;
-        writeln!(out)?;
+        print(format_args!("{}\n", serde_json::to_string_pretty(&Listing { devices })?))?;
     } else {
-        write!(out, "{}", table(&devices))?;
+        print(table(&devices))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,10 @@ use super::child::NicChild;
 use super::watch::Watch;
 use super::{Usage, interrupt, parse};
 
+/// Longest message there is room for: a region, of 1 GiB at most, has a buffer to send from and one
+/// to receive into.
+pub const LARGEST_MESSAGE: usize = 512 << 20;
+
 /// Which devices, and where things run.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceOptions {
@@ -32,7 +36,8 @@ pub struct DeviceOptions {
     #[arg(long, value_name = "N")]
     pub cpu: Option<usize>,
 
-    /// Processor of the emulated NIC [default: another one, where there are two]
+    /// Processor of the emulated NIC [default: another one, where there are two]; of a NIC that
+    /// runs already, where it is
     #[arg(long, value_name = "N")]
     pub nic_cpu: Option<usize>,
 
@@ -67,9 +72,12 @@ impl DeviceOptions {
         names.join(",")
     }
 
-    /// Where the measuring thread and the NIC run. Ask before the thread is bound.
+    /// Where the measuring thread and the NIC run; of a NIC that is not started here, only what
+    /// the user says is known. Ask before the thread is bound.
     pub fn placement(&self) -> Placement {
-        Placement::choose(self.cpu, self.nic_cpu, &affinity::allowed())
+        let placement = Placement::choose(self.cpu, self.nic_cpu, &affinity::allowed());
+        let started_here = self.devices.contains(&DeviceAddress::Emulated);
+        Placement { nic: placement.nic.filter(|_| started_here).or(self.nic_cpu), ..placement }
     }
 }
 
@@ -340,6 +348,19 @@ pub fn succeeded(completion: &Completion) -> Result<(), Failed> {
 )]
 pub struct Failed(pub Completion);
 
+/// Errors that a measuring loop counts, from how it ended: a work request that was not carried out
+/// ends the loop and counts, all else ends the command.
+pub fn failures(ended: anyhow::Result<()>) -> anyhow::Result<u64> {
+    match ended {
+        Ok(()) => Ok(0),
+        Err(error) if error.is::<Failed>() => {
+            tracing::error!("the measurement ends early: {error}");
+            Ok(1)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The devices of both ends (the same one twice, where one was named), and the NIC, if it was
 /// started here.
 fn open(
@@ -376,4 +397,31 @@ fn start_nic(in_process: bool, placement: Placement) -> anyhow::Result<((Device,
     let open = |socket: &PathBuf| Device::open(&DeviceAddress::VfioUser(socket.clone()));
     let devices = (open(&nic.sockets()[0])?, open(&nic.sockets()[1])?);
     Ok((devices, Nic::Child(nic)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_nic_that_is_started_here_is_given_a_processor() {
+        let nic = |device: &str, nic_cpu| {
+            let devices = vec![device.parse().unwrap()];
+            DeviceOptions { devices, cpu: None, nic_cpu, in_process: false }.placement().nic
+        };
+        let two = affinity::allowed().len() > 1;
+        assert_eq!(nic("emulated", None).is_some(), two);
+        assert_eq!(nic("vfio-user:/tmp/a.sock", None), None, "it may be anywhere");
+        for device in ["emulated", "vfio-user:/tmp/a.sock", "0000:03:00.0"] {
+            assert_eq!(nic(device, Some(0)), Some(0), "{device}");
+        }
+    }
+
+    #[test]
+    fn a_failed_request_is_counted_and_any_other_error_is_not() {
+        let failed = Failed(Completion::default());
+        assert_eq!(failures(Ok(())).unwrap(), 0);
+        assert_eq!(failures(Err(failed.into())).unwrap(), 1);
+        assert!(failures(Err(interrupt::Interrupted.into())).is_err());
+    }
 }

@@ -2,14 +2,17 @@
 //!
 //! The first signal asks; every loop of the command looks at [`check`] often enough to
 //! stop within a fraction of a second. A second signal does not wait: folders that were announced
-//! with [`remove_on_abort`] are removed and the process ends.
+//! with [`remove_on_abort`] are removed and the process ends. Only what must not be left half done
+//! ([`finish_first`]) is finished all the same.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Signals seen so far.
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
+/// Whether something is under way that is finished whatever comes.
+static FINISHING: AtomicBool = AtomicBool::new(false);
 /// Folders to remove when there is no time left to be tidy.
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
@@ -24,7 +27,7 @@ pub struct Interrupted;
 /// Starts watching for SIGINT, SIGTERM and SIGHUP.
 pub fn watch() -> Result<(), ctrlc::Error> {
     ctrlc::set_handler(|| {
-        if SIGNALS.fetch_add(1, Ordering::Relaxed) > 0 {
+        if ends_now(SIGNALS.fetch_add(1, Ordering::Relaxed)) {
             let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
             for folder in folders.iter() {
                 let _ = std::fs::remove_dir_all(folder);
@@ -32,6 +35,27 @@ pub fn watch() -> Result<(), ctrlc::Error> {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     })
+}
+
+/// Whether a signal that comes after so many others ends the process at once.
+fn ends_now(earlier: u32) -> bool {
+    earlier > 0 && !FINISHING.load(Ordering::Relaxed)
+}
+
+/// Until the guard is dropped, signals are only counted. One thread at a time.
+pub fn finish_first() -> FinishFirst {
+    FINISHING.store(true, Ordering::Relaxed);
+    FinishFirst(())
+}
+
+/// See [`finish_first`].
+#[derive(Debug)]
+pub struct FinishFirst(());
+
+impl Drop for FinishFirst {
+    fn drop(&mut self) {
+        FINISHING.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Whether a signal came.
@@ -49,4 +73,18 @@ pub fn check() -> Result<(), Interrupted> {
 /// Announces a folder that must not outlive the process, even when a second signal ends it.
 pub fn remove_on_abort(folder: &Path) {
     FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).push(folder.to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_signal_ends_the_process_unless_something_must_be_finished() {
+        assert_eq!((ends_now(0), ends_now(1)), (false, true));
+        let whole = finish_first();
+        assert_eq!((ends_now(0), ends_now(1), ends_now(9)), (false, false, false));
+        drop(whole);
+        assert!(ends_now(1));
+    }
 }

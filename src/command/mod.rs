@@ -16,8 +16,11 @@ mod parse;
 mod pingpong;
 mod watch;
 
+use std::fmt::Display;
+use std::io::Write as _;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{ArgAction, Parser, Subcommand};
 use holdfast::connect::ConnectError;
 use tracing_subscriber::EnvFilter;
@@ -40,7 +43,7 @@ Devices are named 'emulated' (a NIC started for the command alone), 'vfio-user:P
 'holdfast nic', or of QEMU's kind), or by PCI address.
 
 Exit status: 0 success; 1 something failed or data came out wrong; 2 wrong usage;
-130 interrupted (Ctrl-C, SIGTERM), with everything tidied up.
+130 interrupted (Ctrl-C, SIGTERM), with everything tidied up ('nic' ends so: 0).
 
 Environment: HOLDFAST_LOG sets what is logged to standard error, such as 'debug' or
 'holdfast_driver=trace'.";
@@ -108,6 +111,14 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(error) => ExitCode::from(report(&error)),
     }
+}
+
+/// Prints to standard output; an error where `print!` would panic, when nobody reads it any more.
+fn print(text: impl Display) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    write!(stdout, "{text}")
+        .and_then(|()| stdout.flush())
+        .context("cannot write to standard output")
 }
 
 /// Says what went wrong and gives the exit status.

@@ -7,10 +7,10 @@ use clap::Args;
 use holdfast::{SendFlags, Source};
 use serde::Serialize;
 
-use super::endpoints::{End, EndpointOptions, Session, Shape, wait_for};
+use super::endpoints::{End, EndpointOptions, LARGEST_MESSAGE, Session, Shape, wait_for};
 use super::histogram::{human_bytes, human_ns};
 use super::watch::Watch;
-use super::{EXIT_FAILED, Usage, interrupt, parse};
+use super::{EXIT_FAILED, Usage, interrupt, parse, print};
 
 /// Receives that each end keeps posted.
 const DEPTH: u32 = 8;
@@ -19,7 +19,8 @@ const EXAMPLES: &str = "\
 Examples:
   holdfast pingpong                             1000 messages of 4 KiB each way, emulated NICs
   holdfast pingpong --size 1M --iters 100
-  holdfast pingpong --region /data/file:0+1M    the answering end's buffers are part of a file
+  holdfast pingpong --region /data/scratch:0+1M the answering end's buffers are part of a file,
+                                                which is overwritten
 
 Two processes, on two NICs of one 'holdfast nic':
   holdfast pingpong --device vfio-user:/tmp/a.sock --server 127.0.0.1:18515
@@ -40,7 +41,7 @@ pub struct PingpongOptions {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     iters: u64,
 
-    /// Memory of the answering end: memfd, hugetlb, anon or FILE[:OFFSET+LEN]
+    /// Memory of the answering end, which is overwritten: memfd, hugetlb, anon or FILE[:OFFSET+LEN]
     #[arg(long, default_value = "memfd", value_name = "SOURCE")]
     region: Source,
 
@@ -64,8 +65,12 @@ struct Outcome {
 /// Runs the exchange.
 pub fn run(options: &PingpongOptions) -> anyhow::Result<ExitCode> {
     options.endpoints.check()?;
-    if options.size > 1 << 30 {
-        return Err(Usage::error(format!("--size {} is more than 1 GiB", options.size)));
+    if options.size > LARGEST_MESSAGE {
+        return Err(Usage::error(format!(
+            "--size {}: a buffer to send from and one to receive into share a memory region of at \
+             most 1 GiB; give at most 512M",
+            options.size
+        )));
     }
     let placement = options.endpoints.device.placement();
     let shape = Shape {
@@ -114,16 +119,16 @@ pub fn run(options: &PingpongOptions) -> anyhow::Result<ExitCode> {
         round_trip_ns: seconds * 1e9 / options.iters as f64,
     };
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&outcome)?);
+        print(format_args!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
     } else {
-        println!(
-            "{} messages of {} each way on {}: {} wrong; {} for a round trip, verified",
+        print(format_args!(
+            "{} messages of {} each way on {}: {} wrong; {} for a round trip, verified\n",
             outcome.iters,
             human_bytes(outcome.size as u64),
             outcome.device,
             outcome.errors,
             human_ns(outcome.round_trip_ns)
-        );
+        ))?;
     }
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }

@@ -14,7 +14,7 @@ use holdfast::{Completion, SendFlags, Slice};
 use super::options::{Operation, Plan, Stop};
 use super::{LATENCY_DEPTH, Layout, Measured};
 use crate::command::clock::Clock;
-use crate::command::endpoints::{End, Session, succeeded, wait_for};
+use crate::command::endpoints::{End, Session, failures, succeeded, wait_for};
 use crate::command::histogram::Latencies;
 use crate::command::interrupt;
 use crate::command::watch::Watch;
@@ -32,8 +32,20 @@ pub fn run(
     clock: &Clock,
     stop: Stop,
 ) -> anyhow::Result<Measured> {
-    let mut watch = session.watch();
     let mut timing = Timing::new(clock, stop);
+    let ended = rounds(session, plan, layout, &mut timing);
+    Ok(timing.finish(failures(ended)?))
+}
+
+/// Round after round, until it is enough or a request fails.
+#[inline(always)]
+fn rounds(
+    session: &mut Session,
+    plan: &Plan,
+    layout: Layout,
+    timing: &mut Timing<'_>,
+) -> anyhow::Result<()> {
+    let mut watch = session.watch();
     match plan.op {
         Operation::Write | Operation::Send => {
             let sends = plan.op == Operation::Send;
@@ -62,7 +74,7 @@ pub fn run(
             session.round = round;
         }
         Operation::Read | Operation::Cas | Operation::Faa => {
-            let Some(end) = &mut session.active else { return Ok(timing.finish()) };
+            let Some(end) = &mut session.active else { return Ok(()) };
             while timing.go_on() {
                 post(end, plan, layout)?;
                 wait_for(&mut end.send_cq, &mut watch, "a completion")?;
@@ -70,7 +82,7 @@ pub fn run(
             }
         }
     }
-    Ok(timing.finish())
+    Ok(())
 }
 
 /// Posts one read or atomic and rings.
@@ -132,9 +144,9 @@ impl<'a> Timing<'a> {
         self.rounds += 1;
     }
 
-    fn finish(self) -> Measured {
+    fn finish(self, errors: u64) -> Measured {
         let seconds = self.clock.ns(self.clock.ticks().wrapping_sub(self.started)) / 1e9;
-        Measured { iters: self.rounds, seconds, latencies: Some(self.latencies), errors: 0 }
+        Measured { iters: self.rounds, seconds, latencies: Some(self.latencies), errors }
     }
 }
 

@@ -20,7 +20,7 @@ use super::clock::Clock;
 use super::endpoints::{End, Session, Shape};
 use super::histogram::Latencies;
 use super::machine::Machine;
-use super::{Usage, interrupt};
+use super::{Usage, interrupt, print};
 
 /// How long to warm up.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -91,21 +91,7 @@ pub fn run(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     // Before the NIC starts: it would be in the way.
     let baseline = Baseline::measure(&plan, &clock, placement)?;
     let layout = Layout::new(&plan);
-    let lat = plan.mode == Mode::Lat;
-    let sends = plan.op == Operation::Send;
-    let shape = Shape {
-        purpose: plan.purpose(),
-        bytes: layout.bytes(),
-        region: options.region.clone(),
-        qps: plan.qps,
-        send_depth: if lat { LATENCY_DEPTH } else { plan.depth },
-        recv_depth: match (sends, lat) {
-            (false, _) => 1,
-            (true, true) => LATENCY_DEPTH,
-            (true, false) => 2 * plan.depth,
-        },
-        inline: if lat && plan.size <= INLINE { INLINE as u32 } else { 0 },
-    };
+    let shape = shape(&plan, layout, &options.region);
     let mut session = Session::start(&options.endpoints, placement, &shape)?;
     let measured = measure(&mut session, &plan, layout, &clock)?;
     let kind = session.passive.as_ref().or(session.active.as_ref()).map(region_kind);
@@ -116,18 +102,37 @@ pub fn run(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     machine.timer = Some(clock.name());
     let report = baseline.report(&plan, options, placement, &measured, machine, kind);
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print(format_args!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else if passive_only && measured.iters == 0 {
-        println!("served; the other side has the result");
+        print("served; the other side has the result\n")?;
     } else {
         let bars = measured.latencies.as_ref().map(Latencies::draw);
-        print!("{}", report.table(bars.as_deref()));
+        print(report.table(bars.as_deref()))?;
     }
     Ok(match (report.errors, report.interrupted) {
         (0, false) => ExitCode::SUCCESS,
         (0, true) => ExitCode::from(interrupt::EXIT_INTERRUPTED),
         _ => ExitCode::from(super::EXIT_FAILED),
     })
+}
+
+/// What each end is made of.
+fn shape(plan: &Plan, layout: Layout, region: &Source) -> Shape {
+    let lat = plan.mode == Mode::Lat;
+    let sends = plan.op == Operation::Send;
+    Shape {
+        purpose: plan.purpose(),
+        bytes: layout.bytes(),
+        region: region.clone(),
+        qps: plan.qps,
+        send_depth: if lat { LATENCY_DEPTH } else { plan.depth },
+        recv_depth: match (sends, lat) {
+            (false, _) => 1,
+            (true, true) => LATENCY_DEPTH,
+            (true, false) => 2 * plan.depth,
+        },
+        inline: if lat && plan.size <= INLINE { INLINE as u32 } else { 0 },
+    }
 }
 
 fn region_kind(end: &End) -> String {
@@ -181,15 +186,18 @@ fn measure(
     };
     session.line_up("ready", Duration::ZERO)?;
     let warm = run(session, warm_up)?;
+    if warm.errors > 0 {
+        return Ok(warm);
+    }
     let stop = match plan.stop {
         Stop::Time(time) if counted => agree(session, &warm, time)?,
         stop => stop,
     };
     session.line_up("start", Duration::ZERO)?;
     let mut measured = run(session, stop)?;
-    if !interrupt::requested() {
+    if measured.errors == 0 && !interrupt::requested() {
         session.line_up("done", Duration::ZERO)?;
-        measured.errors += wrong_payloads(session, plan, layout)?;
+        measured.errors += wrong_payloads(session, plan, layout, measured.iters)?;
     }
     Ok(measured)
 }
@@ -219,20 +227,29 @@ fn prepare(session: &Session, plan: &Plan, layout: Layout) -> anyhow::Result<()>
             continue;
         }
         for slot in 0..layout.slots {
-            let bytes: Vec<u8> = (0..plan.size).map(|i| pattern(slot, i)).collect();
+            let bytes: Vec<u8> = (0..plan.size).map(|i| pattern(plan.op, slot, i)).collect();
             memory.write_at(layout.source(slot), &bytes)?;
         }
     }
     Ok(())
 }
 
-fn pattern(slot: usize, byte: usize) -> u8 {
-    (byte.wrapping_mul(31) ^ slot.wrapping_mul(97) ^ byte >> 8) as u8
+/// A byte of the payload, never 0: what did not arrive differs. A message lands in whichever
+/// receive is next, so all messages are the same.
+fn pattern(op: Operation, slot: usize, byte: usize) -> u8 {
+    let slot = if op == Operation::Send { 0 } else { slot };
+    ((byte.wrapping_mul(31) ^ slot.wrapping_mul(97) ^ byte >> 8) % 255) as u8 + 1
 }
 
-/// Compares what arrived with what was sent, where both ends are here: slots that differ. (The
-/// marks of a latency test are the last byte, which both sides share in the end.)
-fn wrong_payloads(session: &Session, plan: &Plan, layout: Layout) -> anyhow::Result<u64> {
+/// Compares what arrived in `iters` operations with what was sent, where both ends are here: slots
+/// that differ, and those that are missing. (The marks of a latency test are the last byte, which
+/// both sides share in the end.)
+fn wrong_payloads(
+    session: &Session,
+    plan: &Plan,
+    layout: Layout,
+    iters: u64,
+) -> anyhow::Result<u64> {
     let (Some(active), Some(passive)) = (&session.active, &session.passive) else { return Ok(0) };
     if plan.op.is_atomic() || plan.mode == Mode::Lat && plan.size <= INLINE {
         return Ok(0);
@@ -242,15 +259,31 @@ fn wrong_payloads(session: &Session, plan: &Plan, layout: Layout) -> anyhow::Res
         _ => (active, passive),
     };
     let (mut sent, mut arrived) = (vec![0; plan.size], vec![0; plan.size]);
-    let mut wrong = 0;
+    let (mut wrong, mut unused) = (0, 0);
     for slot in 0..layout.slots {
         to.region.memory().read_at(layout.target(slot), &mut arrived)?;
         from.region.memory().read_at(layout.source(slot), &mut sent)?;
-        // A slot that was never used is still zero.
-        let unused = arrived.iter().all(|byte| *byte == 0);
-        wrong += u64::from(arrived != sent && !unused);
+        if arrived.iter().all(|byte| *byte == 0) {
+            unused += 1;
+        } else {
+            wrong += u64::from(arrived != sent);
+        }
     }
-    Ok(wrong)
+    let used = layout.slots as u64 - unused;
+    Ok(wrong + slots_used(plan, layout, iters).saturating_sub(used))
+}
+
+/// Slots that so many operations use at least.
+fn slots_used(plan: &Plan, layout: Layout, iters: u64) -> u64 {
+    let slots = (layout.slots as u64).min(iters);
+    match (plan.op, plan.mode) {
+        // The busiest queue pair had its share, and its receives were posted in order.
+        (Operation::Send, Mode::Bw | Mode::Rate) => {
+            slots.min(iters.div_ceil(u64::from(plan.qps))).min(2 * u64::from(plan.depth))
+        }
+        // In order, by all queue pairs together.
+        _ => slots,
+    }
 }
 
 /// What the hardware can do.
@@ -269,7 +302,8 @@ impl Baseline {
             }
             (Mode::Bw, ..) => {
                 let layout = Layout::new(plan);
-                baseline.memcpy_gbit_per_s = Some(baseline::memcpy(plan.size, layout.slots)?);
+                let speed = baseline::memcpy(placement.bench, plan.size, layout.slots)?;
+                baseline.memcpy_gbit_per_s = Some(speed);
             }
             _ => {}
         }
@@ -291,8 +325,6 @@ impl Baseline {
         let ratio = latency.zip(self.cache_line_ns).map(|(l, line)| l.p50_ns / line);
         let percent =
             throughput.zip(self.memcpy_gbit_per_s).map(|(t, copy)| t.gbit_per_s / copy * 100.0);
-        let emulated =
-            options.endpoints.device.devices.contains(&holdfast::DeviceAddress::Emulated);
         Report {
             op: plan.op,
             mode: plan.mode,
@@ -309,13 +341,92 @@ impl Baseline {
             region: options.region.to_string(),
             region_kind: kind.unwrap_or_default(),
             cpu: placement.bench,
-            nic_cpu: placement.nic.filter(|_| emulated),
+            nic_cpu: placement.nic,
             cache_line_ping_pong_ns: self.cache_line_ns,
             ratio_to_ping_pong: ratio,
             memcpy_gbit_per_s: self.memcpy_gbit_per_s,
             percent_of_memcpy: percent,
             interrupted: interrupt::requested(),
             machine,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::endpoints::{DeviceOptions, EndpointOptions};
+    use super::*;
+
+    fn plan(op: Operation, mode: Mode, size: usize, qps: u32, iters: u64) -> Plan {
+        let depth = if mode == Mode::Lat { 1 } else { 16 };
+        Plan { op, mode, size, depth, qps, batch: 1, stop: Stop::Iterations(iters) }
+    }
+
+    fn session(plan: &Plan) -> Session {
+        let devices = vec![holdfast::DeviceAddress::Emulated];
+        let device = DeviceOptions { devices, cpu: None, nic_cpu: None, in_process: true };
+        let options = EndpointOptions::local(device, Duration::from_secs(10));
+        let placement = Placement { bench: None, nic: None };
+        let shape = shape(plan, Layout::new(plan), &Source::Memfd);
+        Session::start(&options, placement, &shape).unwrap()
+    }
+
+    #[test]
+    fn payloads_that_arrived_are_right_wherever_they_landed() {
+        let clock = Clock::calibrate();
+        for (op, mode) in [
+            (Operation::Write, Mode::Rate),
+            (Operation::Read, Mode::Bw),
+            (Operation::Send, Mode::Rate),
+            (Operation::Write, Mode::Lat),
+            (Operation::Send, Mode::Lat),
+        ] {
+            for (size, qps, iters) in [(1, 3, 1005), (100, 1, 7), (4097, 3, 100)] {
+                let qps = if mode == Mode::Lat { 1 } else { qps };
+                let plan = plan(op, mode, size, qps, iters);
+                let mut session = session(&plan);
+                let measured = measure(&mut session, &plan, Layout::new(&plan), &clock).unwrap();
+                assert_eq!((measured.iters, measured.errors), (iters, 0), "{plan:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn payloads_that_differ_or_never_arrived_are_errors() {
+        for op in [Operation::Write, Operation::Read, Operation::Send] {
+            let plan = plan(op, Mode::Rate, 64, 2, 20);
+            let layout = Layout::new(&plan);
+            let session = session(&plan);
+            prepare(&session, &plan, layout).unwrap();
+            let least = if op == Operation::Send { 10 } else { 20 };
+            assert_eq!(wrong_payloads(&session, &plan, layout, 20).unwrap(), least, "{op:?}");
+            // All arrive, one of them with a wrong byte.
+            let end = if op == Operation::Read { &session.active } else { &session.passive };
+            let memory = end.as_ref().unwrap().region.memory();
+            for slot in 0..20 {
+                let bytes: Vec<u8> = (0..64).map(|i| pattern(op, slot, i)).collect();
+                memory.write_at(layout.target(slot), &bytes).unwrap();
+            }
+            assert_eq!(wrong_payloads(&session, &plan, layout, 20).unwrap(), 0, "{op:?}");
+            memory.fill(layout.target(3) + 63, 1, 0).unwrap();
+            assert_eq!(wrong_payloads(&session, &plan, layout, 20).unwrap(), 1, "{op:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_fails_is_an_error_of_the_result() {
+        let clock = Clock::calibrate();
+        for (op, mode) in [
+            (Operation::Write, Mode::Rate),
+            (Operation::Read, Mode::Lat),
+            (Operation::Faa, Mode::Bw),
+        ] {
+            let plan = plan(op, mode, 8, 1, 50);
+            let mut session = session(&plan);
+            // No region has this key.
+            session.active.as_mut().unwrap().remote.rkey ^= 0xff00;
+            let measured = measure(&mut session, &plan, Layout::new(&plan), &clock).unwrap();
+            assert_eq!((measured.errors, measured.iters), (1, 0), "{plan:?}");
         }
     }
 }

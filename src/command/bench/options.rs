@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use holdfast_dax::Source;
 use serde::Serialize;
 
-use crate::command::endpoints::EndpointOptions;
+use crate::command::endpoints::{EndpointOptions, LARGEST_MESSAGE};
 use crate::command::parse;
 
 /// What to measure.
@@ -71,10 +71,11 @@ Examples:
   holdfast bench write lat                      8-byte RDMA WRITE latency, emulated NIC
   holdfast bench read bw --size 1M              READ bandwidth with 1 MiB messages
   holdfast bench write rate --batch 32 --json   operations a second, for a program to read
-  holdfast bench write lat --region /data/log:0+2M
-                                                into a file
+  holdfast bench write lat --region /data/scratch:0+2M
+                                                into a file, which is overwritten
 
-Two processes, each with a NIC of its own (see 'holdfast nic --help'):
+Two processes, each with a NIC of its own (see 'holdfast nic --help') and otherwise the same
+arguments:
   holdfast bench send lat --device vfio-user:/tmp/a.sock --server 127.0.0.1:18515
   holdfast bench send lat --device vfio-user:/tmp/b.sock --connect 127.0.0.1:18515
 
@@ -120,7 +121,7 @@ pub struct BenchOptions {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub batch: Option<u32>,
 
-    /// Memory the peer reaches: anon, memfd, hugetlb or FILE[:OFFSET+LEN]
+    /// Memory the peer reaches, which is overwritten: anon, memfd, hugetlb or FILE[:OFFSET+LEN]
     #[arg(long, default_value = "memfd", value_name = "SOURCE")]
     pub region: Source,
 
@@ -170,8 +171,11 @@ impl BenchOptions {
         if size == 0 {
             return Err("--size 0 moves nothing that could be measured; give at least 1".to_owned());
         }
-        if size > 1 << 30 {
-            return Err(format!("--size {size} is more than a message can be (1 GiB)"));
+        if size > LARGEST_MESSAGE {
+            return Err(format!(
+                "--size {size}: a buffer to send from and one to receive into share a memory \
+                 region of at most 1 GiB; give at most 512M"
+            ));
         }
         let depth = self.depth.unwrap_or(if lat { 1 } else { 128 });
         let batch = self.batch.unwrap_or_else(|| match mode {
@@ -200,13 +204,53 @@ impl BenchOptions {
 impl Plan {
     /// What both sides must agree on.
     pub fn purpose(&self) -> String {
+        let stop = match self.stop {
+            Stop::Iterations(iters) => format!("iters {iters}"),
+            Stop::Time(time) => format!("duration {}", time.as_secs_f64()),
+        };
         format!(
-            "bench {} {} size {} depth {} qps {}",
+            "bench {} {} size {} depth {} qps {} batch {} {stop}",
             self.op.name(),
             self.mode.name(),
             self.size,
             self.depth,
-            self.qps
+            self.qps,
+            self.batch
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_must_agree_on_all_of_the_plan() {
+        let plan = Plan {
+            op: Operation::Send,
+            mode: Mode::Rate,
+            size: 8,
+            depth: 128,
+            qps: 2,
+            batch: 32,
+            stop: Stop::Iterations(1000),
+        };
+        let others = [
+            Plan { op: Operation::Write, ..plan },
+            Plan { mode: Mode::Bw, ..plan },
+            Plan { size: 9, ..plan },
+            Plan { depth: 64, ..plan },
+            Plan { qps: 1, ..plan },
+            Plan { batch: 8, ..plan },
+            Plan { stop: Stop::Iterations(1001), ..plan },
+            Plan { stop: Stop::Time(Duration::from_secs(2)), ..plan },
+            Plan { stop: Stop::Time(Duration::from_millis(2500)), ..plan },
+        ];
+        for (i, other) in others.iter().enumerate() {
+            assert_ne!(other.purpose(), plan.purpose());
+            for earlier in &others[..i] {
+                assert_ne!(other.purpose(), earlier.purpose());
+            }
+        }
     }
 }

@@ -21,7 +21,8 @@ pub struct Report {
     pub iters: u64,
     /// Device, as it was given.
     pub device: String,
-    /// Work completions that were not successes.
+    /// Work completions that were not successes (the first ends the measurement), and payloads
+    /// that came out wrong or never arrived.
     pub errors: u64,
     /// Latencies (`lat`). For write and send this is half of the round trip.
     #[serde(flatten)]
@@ -43,7 +44,7 @@ pub struct Report {
     pub region_kind: String,
     /// Processor of the measuring thread.
     pub cpu: Option<usize>,
-    /// Processor of the NIC, where this command started it.
+    /// Processor of the NIC, where this command started it or was told.
     pub nic_cpu: Option<usize>,
     /// Round trip of a cache line between those two processors (`lat`), median.
     #[serde(skip_serializing_if = "Option::is_none")]

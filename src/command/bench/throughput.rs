@@ -6,8 +6,9 @@ use holdfast::{Completion, CompletionQueue, QueuePair, Remote, SendFlags, Slice}
 use super::options::{Operation, Plan, Stop};
 use super::{Layout, Measured};
 use crate::command::clock::Clock;
-use crate::command::endpoints::{End, Session, succeeded};
+use crate::command::endpoints::{End, Session, failures, succeeded};
 use crate::command::interrupt;
+use crate::command::watch::Watch;
 
 /// Completions taken at a time.
 const POLL: usize = 32;
@@ -22,12 +23,28 @@ pub fn run(
     clock: &Clock,
     stop: Stop,
 ) -> anyhow::Result<Measured> {
-    let mut watch = session.watch();
+    let watch = session.watch();
     let mut sender =
         session.active.as_mut().map(|end| Sender::new(end, plan, layout)).transpose()?;
     let receives = plan.op == Operation::Send;
     let passive = session.passive.as_mut().filter(|_| receives);
     let mut receiver = passive.map(|end| Receiver::new(end, plan, layout)).transpose()?;
+    let started = clock.ticks();
+    let errors = failures(turns(&mut sender, &mut receiver, watch, clock, stop))?;
+    let seconds = clock.ns(clock.ticks().wrapping_sub(started)) / 1e9;
+    let iters = sender.map_or_else(|| receiver.map_or(0, |r| r.received), |s| s.completed);
+    Ok(Measured { iters, seconds, latencies: None, errors })
+}
+
+/// Turn after turn of both ends, until it is enough or a request fails.
+#[inline(always)]
+fn turns(
+    sender: &mut Option<Sender<'_>>,
+    receiver: &mut Option<Receiver<'_>>,
+    mut watch: Watch,
+    clock: &Clock,
+    stop: Stop,
+) -> anyhow::Result<()> {
     let (mut goal, deadline) = match stop {
         Stop::Iterations(iters) => (iters, u64::MAX),
         Stop::Time(time) => (u64::MAX, clock.ticks_of(time)),
@@ -36,10 +53,10 @@ pub fn run(
     let mut until_clock = CLOCK_INTERVAL;
     loop {
         let mut progress = 0;
-        if let Some(receiver) = &mut receiver {
+        if let Some(receiver) = receiver {
             progress += receiver.turn()?;
         }
-        let done = match &mut sender {
+        let done = match sender {
             Some(sender) => {
                 progress += sender.turn(goal)?;
                 sender.completed >= goal.min(sender.posted)
@@ -49,7 +66,7 @@ pub fn run(
             None => receiver.as_ref().is_none_or(|receiver| receiver.received >= goal),
         };
         if done {
-            break;
+            return Ok(());
         }
         if progress == 0 {
             watch.tick("a completion")?;
@@ -69,9 +86,6 @@ pub fn run(
             }
         }
     }
-    let seconds = clock.ns(clock.ticks().wrapping_sub(started)) / 1e9;
-    let iters = sender.map_or_else(|| receiver.map_or(0, |r| r.received), |s| s.completed);
-    Ok(Measured { iters, seconds, latencies: None, errors: 0 })
 }
 
 /// The active end.

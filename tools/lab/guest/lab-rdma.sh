@@ -1,8 +1,9 @@
 #!/bin/sh
-# Brings up Linux's vmw_pvrdma on every emulated NIC of the guest that has no driver yet: the Ethernet function beside it
-# first, because the RDMA driver takes its GIDs and its link state from there. The NICs are bound
-# one after the other: the driver acts on link events for a NIC whose probe has not come half way
-# and follows a null pointer (pvrdma_netdevice_event_work, seen in Linux 6.1).
+# Brings up Linux's vmw_pvrdma on every emulated NIC of the guest that no driver has yet: the
+# Ethernet function beside it first, because the RDMA driver takes its GIDs and its link state from
+# there. The NICs are bound one after the other: the driver acts on link events for a NIC whose
+# probe has not come half way and follows a null pointer (pvrdma_netdevice_event_work, seen in
+# Linux 6.1).
 set -e
 modprobe -a vmxnet3 ib_uverbs rdma_ucm ib_umad ib_core
 number=0

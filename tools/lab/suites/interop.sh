@@ -8,6 +8,14 @@ check "vmw_pvrdma takes the other one" lab-rdma
 verbs=$(ls /sys/class/infiniband)
 [ -n "$verbs" ] || { dmesg | grep -i -E 'pvrdma|vmxnet3' | tail -n 20; exit 1; }
 
+# Linux looks up a RoCE v2 peer among its IP neighbours. Holdfast has no IP stack to answer for its
+# GID, so the neighbour is entered by hand.
+neighbour() {
+    set -- $(lab-peer gid --device $nic)
+    ip -6 neigh replace $1 lladdr $2 nud permanent dev "$(ls /sys/bus/pci/devices/0000:00:10.0/net)"
+}
+check "Linux learns where Holdfast's GID is" neighbour
+
 # both SERVER CLIENT: two shell lines; the second runs once the first listens.
 both() {
     timeout "$LIMIT" sh -c "exec $1" >/tmp/server.log 2>&1 &

@@ -329,7 +329,7 @@ fn what_makes_no_sense_is_refused() {
         page(vec![0x1001], 0, 1, 1),
         page(vec![0x1000], u64::MAX - 10, 11, 1),
         page(vec![0x1000], 0, 1, ACCESS_REMOTE_WRITE),
-        page(vec![0x1000], 0, 1, 0x80),
+        page(vec![0x1000], 0, 1, 0x100),
         MrInit { pd: 99, ..page(vec![0x1000], 0, 1, 1) },
     ];
     for init in bad {

@@ -50,8 +50,8 @@
 //! general services queue pair, which QEMU runs over its own chardev.
 //!
 //! # Where QEMU decided how it is
-//! - A queue pair's number is its handle plus 2, so that it fits QEMU's and Linux's tables
-//!   (numbers below `max_qp`).
+//! - A queue pair's number is its handle, so that it fits QEMU's and Linux's tables (numbers from
+//!   2 on and below `max_qp`).
 //! - Destroying a queue pair takes its completions off the queues: QEMU uses request ids again.
 //! - Address handles are not counted in their protection domain, and one of another device is
 //!   taken for its destination: QEMU keeps one cache of them, by destination, for all devices.

@@ -28,9 +28,7 @@ use objects::{Ah, Chan, Context, Cq, Mr, Objects, Pd, Qp, RetiredCq, Srq};
 
 pub(crate) use work::{PostedRecv, PostedSend, Target};
 
-/// Number of the queue pair with handle 0: 0 and 1 have meanings of their own.
-pub(crate) const FIRST_QPN: u32 = 2;
-/// What a device says it can hold; numbers stay below it.
+/// Queue pairs of a device; their numbers stay below it.
 const MAX_QP: u32 = 1024;
 /// The only port.
 const PORT: u8 = 1;
@@ -90,7 +88,7 @@ fn check_port(port: u8) -> Result<(), Error> {
 
 fn limits() -> Limits {
     Limits {
-        max_qp: MAX_QP - FIRST_QPN,
+        max_qp: MAX_QP,
         max_gids: MAX_GIDS as u32 + 1,
         // QEMU asks for one entry more than its guest.
         max_cqe: 1 << 17,
@@ -105,7 +103,8 @@ impl State {
         for (index, device) in config.devices.into_iter().enumerate() {
             let nic_config = NicConfig { miss: MissPolicy::Fail, limits: limits() };
             let nic = engine.add_nic(Hca::new(device.name.clone(), config.log), nic_config);
-            engine.number_from(nic, FIRST_QPN);
+            // A number is the handle: the general services one, 1, and 0 are nobody's.
+            engine.number_from(nic, 0);
             for (gid, at) in device.gids.iter().zip(1..) {
                 engine.bind_gid(nic, at, *gid)?;
             }

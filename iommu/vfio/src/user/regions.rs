@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::stat::{SFlag, fstat};
 use zerocopy::FromBytes;
 
 use super::wire;
@@ -56,7 +58,11 @@ impl Region {
                 };
                 region.info.mappable = sparse.unwrap_or_else(|| vec![(0, info.size)]);
                 region.check_areas(index)?;
-                region.fd = Some(fd);
+                if region.has_file(&fd, index) {
+                    region.fd = Some(fd);
+                } else {
+                    region.info.mappable.clear();
+                }
             }
         }
         Ok(region)
@@ -76,6 +82,42 @@ impl Region {
             }
         }
         Ok(())
+    }
+
+    /// Whether the mappable areas may be reached through `fd`. A store to a mapped page that the
+    /// file does not have ends this process (SIGBUS), so what is no file, or too short a one, is
+    /// left alone, and the region is reached by messages. A server may cut a file later unless it
+    /// is sealed; one without a seal is believed, as QEMU and others send such.
+    fn has_file(&self, fd: &OwnedFd, index: u32) -> bool {
+        let size = match fstat(fd) {
+            Ok(stat)
+                if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG =>
+            {
+                u64::try_from(stat.st_size).unwrap_or(0)
+            }
+            _ => 0,
+        };
+        // Checked not to wrap by `check_areas`.
+        let ends = self.info.mappable.iter().map(|&(offset, len)| self.offset + offset + len);
+        let needs = ends.max().unwrap_or(0);
+        if size < needs {
+            tracing::warn!(
+                index,
+                size,
+                needs,
+                "a region has no file of its length and is not mapped"
+            );
+            return false;
+        }
+        let sealed = fcntl(fd, FcntlArg::F_GET_SEALS)
+            .is_ok_and(|seals| SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK));
+        if !sealed {
+            tracing::warn!(
+                index,
+                "a region's file is not sealed: if the server cuts it short, this process ends"
+            );
+        }
+        true
     }
 
     /// Whether `[offset, offset + len)` lies inside one mappable area.
@@ -128,6 +170,7 @@ fn sparse_areas(payload: &[u8], first: u32) -> Result<Option<Vec<(u64, u64)>>, S
 mod tests {
     use std::fs::File;
 
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     use zerocopy::IntoBytes;
 
     use super::*;
@@ -155,8 +198,13 @@ mod tests {
     }
 
     fn parse(payload: &[u8]) -> Result<Region, String> {
-        let fd = OwnedFd::from(File::open("/dev/null").unwrap());
-        Region::parse(2, payload, vec![fd])
+        Region::parse(2, payload, vec![memfd(0x3000)])
+    }
+
+    fn memfd(len: u64) -> OwnedFd {
+        let file = File::from(memfd_create("region", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(len).unwrap();
+        file.into()
     }
 
     const MAP: u32 = wire::REGION_MAPPABLE;
@@ -186,6 +234,35 @@ mod tests {
         caps.extend(sparse(0, 1, &[(0x1000, 0x1000)]));
         let region = parse(&payload(CAPS, 0x3000, &caps)).unwrap();
         assert_eq!(region.info.mappable, [(0x1000, 0x1000)]);
+    }
+
+    #[test]
+    fn only_a_file_that_is_long_enough_is_mapped() {
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let sparse = sparse(0, 1, &[(0x1000, 0x1000)]);
+        for (name, fd, payload, mappable) in [
+            ("as long as the region", memfd(0x3000), payload(MAP, 0x3000, &[]), true),
+            ("a byte short", memfd(0x2fff), payload(MAP, 0x3000, &[]), false),
+            ("empty", memfd(0), payload(MAP, 0x3000, &[]), false),
+            ("no file", null(), payload(MAP, 0x3000, &[]), false),
+            ("to the area's end", memfd(0x2000), payload(CAPS, 0x3000, &sparse), true),
+            ("short of the area's end", memfd(0x1fff), payload(CAPS, 0x3000, &sparse), false),
+        ] {
+            let region = Region::parse(2, &payload, vec![fd]).unwrap();
+            assert_eq!(region.info.mappable.is_empty(), !mappable, "{name}");
+            assert_eq!(region.fd.is_some(), mappable, "{name}");
+            assert_eq!(region.is_mappable(0x1000, 0x1000), mappable, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_offset_in_the_file_counts() {
+        let mut info = payload(MAP, 0x1000, &[]);
+        // The last field of the region information.
+        info[24..32].copy_from_slice(&0x2001_u64.to_ne_bytes());
+        assert!(parse(&info).unwrap().fd.is_none());
+        info[24..32].copy_from_slice(&0x2000_u64.to_ne_bytes());
+        assert!(parse(&info).unwrap().fd.is_some());
     }
 
     #[test]

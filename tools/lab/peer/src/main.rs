@@ -18,12 +18,13 @@ mod report;
 mod table;
 mod verbs;
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use holdfast::DeviceAddress;
+use holdfast::{Device, DeviceAddress};
 
 /// Holdfast against libibverbs on Linux's own driver.
 #[derive(Parser)]
@@ -53,6 +54,12 @@ enum Verb {
         /// An RDMA device of Linux's driver
         #[arg(long)]
         verbs: Option<String>,
+    },
+    /// Prints the IPv6 address of a NIC's GID, and the MAC address that belongs to it
+    Gid {
+        /// The NIC that Holdfast drives
+        #[arg(long)]
+        device: DeviceAddress,
     },
     /// Sets what was measured with both drivers side by side
     Table {
@@ -85,6 +92,14 @@ fn run(verb: Verb) -> Result<bool> {
                 (None, verbs) => measure::kernel(&verbs.unwrap_or_default())?,
             };
             println!("{}", serde_json::to_string_pretty(&figures)?);
+            Ok(true)
+        }
+        Verb::Gid { device } => {
+            let gid = Device::open(&device)?.gid();
+            // The two halves of a modified EUI-64 (RFC 4291, appendix A), as Linux takes them.
+            let mac = [gid[8] ^ 2, gid[9], gid[10], gid[13], gid[14], gid[15]];
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            println!("{} {mac}", Ipv6Addr::from(gid));
             Ok(true)
         }
         Verb::Table { folder, json } => table::run(&folder, &json).map(|()| true),

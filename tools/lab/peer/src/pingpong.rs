@@ -295,7 +295,7 @@ impl Player {
                 continue;
             }
             let [completion] = found;
-            ensure!(completion.is_success(), "{what} ended with {}", completion.status);
+            ensure!(completion.is_success(), "{what} ended with {:?}", completion.status);
             if completion.is_receive() {
                 self.arrived = Some(completion.byte_len);
             } else {

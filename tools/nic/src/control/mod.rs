@@ -7,8 +7,8 @@
 //! | `counters` | everything the engine and the fronts counted, per NIC |
 //! | `state` | clients, queue pairs and mappings per NIC, and how the processor fares |
 //!
-//! Anything else is answered with an object that has an `error`. Clients are served in turn by one
-//! thread; each has a second for its line, and at most [`MAX_CLIENTS`] are kept.
+//! Anything else is answered with an object that has an `error`. Each client has a thread, at most
+//! [`MAX_CLIENTS`] at a time; one that is silent for a minute is dropped.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -2,6 +2,41 @@
 //! in one atomic step, also against the target's own processor.
 
 use super::packet::Op;
+use crate::memory::{Fault, Span};
+
+/// How often an atomic is tried on a word that others keep changing.
+const TRIES: u32 = 10_000;
+
+/// One atomic on a shared word: what it makes of each value found there, for a bounded number of
+/// times.
+struct Update {
+    op: Op,
+    args: [u64; 4],
+    tries: u32,
+    gave_up: bool,
+}
+
+impl Update {
+    fn new(op: Op, args: [u64; 4]) -> Self {
+        Self { op, args, tries: 0, gave_up: false }
+    }
+
+    #[inline]
+    fn attempt(&mut self, old: u64) -> Option<u64> {
+        self.tries += 1;
+        self.gave_up = self.tries > TRIES;
+        if self.gave_up { None } else { apply(self.op, old, self.args) }
+    }
+}
+
+/// Carries out an atomic on the word at the start of a span and gives the old value; `None` when
+/// others changed the word each time it was tried.
+#[inline]
+pub(crate) fn update(word: &Span, op: Op, args: [u64; 4]) -> Result<Option<u64>, Fault> {
+    let mut update = Update::new(op, args);
+    let old = word.fetch_update(|old| update.attempt(old))?;
+    Ok((!update.gave_up).then_some(old))
+}
 
 /// What an atomic makes of the old value; `None` leaves the word alone.
 #[inline]
@@ -53,6 +88,17 @@ mod tests {
             let masked = apply(Op::MaskedCompareSwap, old, [compare, swap, u64::MAX, u64::MAX]);
             prop_assert_eq!(plain, masked);
         }
+    }
+
+    #[test]
+    fn a_word_that_others_keep_changing_is_given_up() {
+        let mut update = Update::new(Op::FetchAdd, [1, 0, 0, 0]);
+        for old in 0..u64::from(TRIES) {
+            assert_eq!((update.attempt(old), update.gave_up), (Some(old + 1), false));
+        }
+        assert_eq!((update.attempt(0), update.gave_up), (None, true));
+        let mut unequal = Update::new(Op::CompareSwap, [1, 5, 0, 0]);
+        assert_eq!((unequal.attempt(0), unequal.gave_up), (None, false));
     }
 
     #[test]

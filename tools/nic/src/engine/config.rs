@@ -63,7 +63,7 @@ pub struct Limits {
     pub max_cq: u32,
     /// Shared receive queues.
     pub max_srq: u32,
-    /// Queue pairs.
+    /// Queue pairs, of which handle 0 is nobody's and handle 1 is the general services one's.
     pub max_qp: u32,
     /// Work requests per queue of a queue pair.
     pub max_qp_wr: u32,
@@ -79,6 +79,9 @@ pub struct Limits {
     pub max_rd_atomic: u8,
     /// Pages per memory region.
     pub max_mr_pages: u32,
+    /// Pages of all memory regions together; each takes 8 bytes of the NIC's own memory. A region
+    /// for fast registrations counts with the most it may have.
+    pub max_registered_pages: u32,
     /// Pages per fast registration.
     pub max_fast_reg_pages: u32,
     /// Entries of the GID table.
@@ -104,6 +107,7 @@ impl Default for Limits {
             max_srq_wr: 16384,
             max_rd_atomic: 16,
             max_mr_pages: holdfast_wire::pdir::MAX_PAGES as u32,
+            max_registered_pages: 1 << 24,
             max_fast_reg_pages: 512,
             max_gids: 256,
             max_message: 1 << 30,

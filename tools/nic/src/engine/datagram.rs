@@ -13,7 +13,7 @@ use super::completion::Posted;
 use super::fabric::Route;
 use super::gather::{self, Memory, Obstacle, Payload};
 use super::host::{Completion, Fetch, Host};
-use super::link::Unsent;
+use super::link::{FULL_WAIT, Unsent};
 use super::packet::{Datagram, Ends};
 use super::requester::{Scratch, Step, vendor};
 use super::responder::Responder;
@@ -22,8 +22,6 @@ use super::{Budget, Engine};
 
 /// Bytes of a global routing header.
 const GRH: usize = 40;
-/// How long a queue pair waits for room in a link's queue, in nanoseconds.
-const LINK_FULL_WAIT: u64 = 20_000;
 
 impl<H: Host> Engine<H> {
     /// One turn of a datagram queue pair: one datagram.
@@ -98,7 +96,7 @@ impl<H: Host> Engine<H> {
             Route::Link(link) => match self.links.send_datagram(link, &datagram, payload) {
                 Ok(()) => {}
                 Err(Unsent::Full) => {
-                    self.wait(at, now + LINK_FULL_WAIT);
+                    self.wait(at, now.saturating_add(FULL_WAIT));
                     return Step::Stop;
                 }
                 Err(Unsent::Gone) => return self.missed(at, 0, now),

@@ -24,8 +24,9 @@
 //! # Who keeps what
 //! The front keeps rings and checks what is in them; the engine keeps states and handles. A queue
 //! pair that goes to Reset forgets everything the engine held of it; emptying its rings is the
-//! front's matter. Handles count from 0 and stay below 65536; queue pair numbers and memory keys
-//! carry a generation besides, so that stale ones are refused.
+//! front's matter. Handles count from 0 (queue pairs' from 2, 1 being the general services one's)
+//! and stay below 65536; queue pair numbers and memory keys carry a generation besides, so that
+//! stale ones are refused.
 //!
 //! # Rooms
 //! Commands: `nic`, `mr`, `qp`, `transition`, `table`. Sending: `requester`, `window`, `reply`,
@@ -78,9 +79,11 @@ use nic::Nic;
 use requester::Scratch;
 use sched::Sched;
 
-/// Most payload bytes that one call moves, the last burst apart.
+/// Most payload bytes that one call moves, the last burst apart; [`Engine::poll`] moves as many
+/// again that came over links.
 pub const BUDGET_BYTES: u32 = packet::MAX_BURST;
-/// Most work requests that one call carries out.
+/// Most work requests that one call carries out; [`Engine::poll`] takes as many frames of links
+/// besides.
 pub const BUDGET_REQUESTS: u32 = 32;
 
 /// What is left of one call's work.
@@ -143,11 +146,12 @@ impl<H: Host> Engine<H> {
         NicId(id)
     }
 
-    /// Numbers a NIC's queue pairs by handle alone, from `first` on (2 to 65536), for users that
-    /// cannot hold larger numbers. A number that is used again then means the new queue pair.
-    /// Call it before the NIC has queue pairs.
+    /// Numbers a NIC's queue pairs by handle alone, `first` (at most 65536) being the number of
+    /// handle 0, for users that cannot hold larger numbers; with 0 every number is the handle. A
+    /// number that is used again then means the new queue pair. The general services queue pair
+    /// is number 1 and handle 1 in any case. Call it before the NIC has queue pairs.
     pub fn number_from(&mut self, nic: NicId, first: u32) {
-        self.nics[nic.0].first_qpn = Some(first.clamp(2, 1 << 16));
+        self.nics[nic.0].first_qpn = Some(first.min(1 << 16));
     }
 
     /// A NIC's host.
@@ -171,7 +175,7 @@ impl<H: Host> Engine<H> {
         for handle in self.nics[nic.0].qps.handles().collect::<Vec<_>>() {
             let _ = self.destroy_qp(nic, handle);
         }
-        self.nics[nic.0].clear(&mut self.sched);
+        self.nics[nic.0].clear();
         for index in 0..self.nics[nic.0].gids.len() as u32 {
             let _ = self.unbind_gid(nic, index);
         }
@@ -251,10 +255,12 @@ impl<H: Host> Engine<H> {
     ) -> Result<(), Error> {
         let at = nic.0;
         let nic = &mut self.nics[at];
-        let held = nic.qps.find(qp)?.sender.read_credit;
+        let before = nic.qps.find(qp)?;
+        // A reset forgets both.
+        let (route, held) = (before.route, before.sender.read_credit);
         let (from, to) = nic.modify_qp(qp, mask, attr)?;
         if to == QpState::Reset {
-            self.links.return_credit(nic.qps.find(qp)?.route, held);
+            self.links.return_credit(route, held);
         }
         match (from, to) {
             (_, QpState::Error) => nic.enter_error(&mut self.sched, qp),
@@ -277,16 +283,14 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// Puts a GID in a NIC's table, in place of what was at that index. A GID that another NIC of
-    /// this engine has is refused.
+    /// Puts a GID in a NIC's table, in place of what was at that index. A GID that another NIC has,
+    /// of this engine or behind a link, is refused.
     pub fn bind_gid(&mut self, nic: NicId, index: u32, gid: Gid) -> Result<(), Error> {
         let wide = u128::from_be_bytes(gid);
         if wide == 0 {
             return Err(Error::Invalid { what: "GID", value: 0 });
         }
-        if !self.fabric.bind(wide, nic.0) {
-            return Err(Error::Invalid { what: "GID (another NIC has it)", value: wide as u64 });
-        }
+        self.fabric.bind(wide, nic.0)?;
         match self.nics[nic.0].bind_gid(index, gid) {
             Ok(old) => {
                 self.links.announce(wide);
@@ -355,8 +359,8 @@ impl<H: Host> Engine<H> {
         self.sched.next_deadline().is_some()
     }
 
-    /// Runs expired timers, links, and queue pairs that have work, in turn, within the budget of a
-    /// call.
+    /// Runs expired timers, links, and queue pairs that have work: links in turn within the budget
+    /// of a call, then NICs in turn within another.
     pub fn poll(&mut self, now: u64) -> Progress {
         let mut did_work = false;
         while let Some(at) = self.sched.pop_expired(now) {
@@ -368,10 +372,11 @@ impl<H: Host> Engine<H> {
                 self.sched.ready(qp);
             }
         }
-        let mut budget = Budget::new();
+        // A budget of its own: what peers send must not keep the NICs' own work from its turn.
         if !self.links.is_empty() {
-            did_work |= self.run_links(now, &mut budget);
+            did_work |= self.run_links(now, &mut Budget::new());
         }
+        let mut budget = Budget::new();
         for _ in 0..self.sched.ready_len() {
             if budget.is_spent() {
                 break;
@@ -394,8 +399,9 @@ impl<H: Host> Engine<H> {
         Progress { did_work, more_to_do: more, next_deadline }
     }
 
-    /// Joins another process's engine over a stream socket. `waker` is called from the link's own
-    /// reader thread after something arrived, so that a sleeping owner calls [`Engine::poll`].
+    /// Joins another process's engine over a stream socket; refused while 64 links are up.
+    /// `waker` is called from the link's own reader thread after something arrived, so that a
+    /// sleeping owner calls [`Engine::poll`]. A peer that says nothing for seconds is cut off.
     pub fn add_link(
         &mut self,
         stream: UnixStream,
@@ -410,7 +416,7 @@ impl<H: Host> Engine<H> {
         self.fabric.forget_link(link.0);
     }
 
-    /// Every link that was ever added, and how it is.
+    /// Every link, and how it is; those that are down as long as no other took their place.
     pub fn links(&self) -> Vec<LinkStatus> {
         self.links.status(&self.fabric)
     }

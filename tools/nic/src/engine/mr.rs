@@ -114,7 +114,8 @@ impl Mr {
             map: Map::Pages,
         };
         match init.kind {
-            MrKind::Pages(pages) => {
+            MrKind::Pages(mut pages) => {
+                pages.shrink_to_fit();
                 check_pages(&pages, init.start, init.length)?;
                 if init.access & ACCESS_ZERO_BASED != 0 {
                     mr.base = 0;
@@ -139,6 +140,14 @@ impl Mr {
 
     pub(crate) fn key(&self) -> u32 {
         self.key
+    }
+
+    /// Pages that its list holds, or may come to hold.
+    pub(crate) fn room(&self) -> u32 {
+        match self.map {
+            Map::FastReg { max_pages, .. } => max_pages,
+            Map::Pages | Map::Dma => u32::try_from(self.pages.len()).unwrap_or(u32::MAX),
+        }
     }
 
     /// Refuses a range that is not within the region, and rights it does not give.
@@ -253,7 +262,7 @@ impl Mr {
 
 /// Hints that a device may ignore: the kernel's IB_ACCESS_OPTIONAL (relaxed ordering is one) and
 /// IB_ACCESS_HUGETLB (include/rdma/ib_verbs.h).
-const ACCESS_IGNORED: u32 = 0x3ff0_0000 | 0x80;
+pub(crate) const ACCESS_IGNORED: u32 = 0x3ff0_0000 | 0x80;
 
 /// Refuses rights that make no sense: remote writes and atomics need local writes.
 fn check_access(access: u32) -> Result<(), Error> {

@@ -51,6 +51,11 @@ pub(crate) struct Srq {
     users: u32,
 }
 
+/// Handle and number of the general services queue pair.
+const GSI: u32 = 1;
+/// Handles that no other queue pair has: those of the two special numbers, 0 and 1.
+const RESERVED_QPS: u32 = 2;
+
 /// A NIC.
 pub(crate) struct Nic<H> {
     pub(crate) id: usize,
@@ -62,8 +67,8 @@ pub(crate) struct Nic<H> {
     pub(crate) srqs: Table<Srq>,
     pub(crate) qps: Table<Box<Qp>>,
     pub(crate) gids: Vec<Option<u128>>,
-    /// Handle of the general services queue pair.
-    gsi: Option<u32>,
+    /// Pages that the regions' lists hold or may come to hold.
+    pages_in_use: u32,
     /// Number of the queue pair with handle 0, if numbers carry no generation.
     pub(crate) first_qpn: Option<u32>,
     pub(crate) counters: Counters,
@@ -97,9 +102,9 @@ impl<H> Nic<H> {
             mrs: Table::new("memory region", limits.max_mr),
             cqs: Table::new("completion queue", limits.max_cq),
             srqs: Table::new("shared receive queue", limits.max_srq),
-            qps: Table::new("queue pair", limits.max_qp),
+            qps: Table::with_reserved("queue pair", limits.max_qp, RESERVED_QPS),
             gids: vec![None; limits.max_gids as usize],
-            gsi: None,
+            pages_in_use: 0,
             first_qpn: None,
             counters: Counters::default(),
             config,
@@ -130,17 +135,24 @@ impl<H> Nic<H> {
         }
         let pd = init.pd;
         let mut region = Mr::new(init)?;
+        let limit = limits.max_registered_pages;
+        let pages = self.pages_in_use.saturating_add(region.room());
+        if pages > limit {
+            return Err(Error::Exhausted { what: "registered pages", limit });
+        }
         let handle = self.mrs.insert(|index, generation| {
             region.set_key(index << 8 | u32::from(generation));
             region
         })?;
         self.pds.find(pd)?.users += 1;
+        self.pages_in_use = pages;
         let key = self.mrs.find(handle)?.key();
         Ok(MrInfo { handle, lkey: key, rkey: key })
     }
 
     pub(crate) fn destroy_mr(&mut self, mr: u32) -> Result<(), Error> {
         let gone = self.mrs.remove(mr)?;
+        self.pages_in_use = self.pages_in_use.saturating_sub(gone.room());
         release(self.pds.get_mut(gone.pd).map(|p| &mut p.users));
         Ok(())
     }
@@ -199,7 +211,7 @@ impl<H> Nic<H> {
         let gsi = init.qp_type == QpType::Gsi;
         match init.qp_type {
             QpType::Rc | QpType::Ud => {}
-            QpType::Gsi if self.gsi.is_none() => {}
+            QpType::Gsi if self.qps.get(GSI).is_none() => {}
             QpType::Gsi => return Err(Error::Exhausted { what: "general services", limit: 1 }),
             other => return Err(Error::Invalid { what: "queue pair type", value: other as u64 }),
         }
@@ -215,22 +227,21 @@ impl<H> Nic<H> {
             self.srqs.find(srq)?;
         }
         let (nic, serial) = (self.id, sched.next_serial());
-        let handle = self.qps.insert(|handle, generation| {
-            let qpn = match self.first_qpn {
-                _ if gsi => 1,
+        let first = self.first_qpn;
+        let make = |handle, generation| {
+            let qpn = match first {
+                _ if gsi => GSI,
                 Some(first) => first + handle,
                 None => u32::from(generation) << 16 | handle,
             };
             Box::new(Qp::new(QpRef { nic, handle, serial }, qpn, *init))
-        })?;
+        };
+        let handle = if gsi { self.qps.insert_at(GSI, make)? } else { self.qps.insert(make)? };
         self.pds.find(init.pd)?.users += 1;
         self.cqs.find(init.send_cq)?.users += 1;
         self.cqs.find(init.recv_cq)?.users += 1;
         if let Some(srq) = init.srq {
             self.srqs.find(srq)?.users += 1;
-        }
-        if gsi {
-            self.gsi = Some(handle);
         }
         Ok(QpInfo { handle, qpn: self.qps.find(handle)?.qpn })
     }
@@ -270,9 +281,6 @@ impl<H> Nic<H> {
         if let Some(srq) = qp.init.srq {
             release(self.srqs.get_mut(srq).map(|s| &mut s.users));
         }
-        if self.gsi == Some(handle) {
-            self.gsi = None;
-        }
         Ok(qp)
     }
 
@@ -297,20 +305,16 @@ impl<H> Nic<H> {
     #[inline]
     pub(crate) fn handle_of(&self, qpn: u32) -> Option<u32> {
         let handle = match self.first_qpn {
-            _ if qpn == 1 => self.gsi?,
+            _ if qpn == GSI => GSI,
             Some(first) => qpn.checked_sub(first)?,
             None => qpn & 0xffff,
         };
         self.qps.get(handle).filter(|qp| qp.qpn == qpn).map(|_| handle)
     }
 
-    /// Destroys every object.
-    pub(crate) fn clear(&mut self, sched: &mut Sched) {
-        let handles: Vec<u32> = self.qps.handles().collect();
-        for handle in handles {
-            let _ = self.destroy_qp(sched, handle);
-        }
-        self.qps.clear();
+    /// Destroys every object; the queue pairs were destroyed before.
+    pub(crate) fn clear(&mut self) {
+        self.pages_in_use = 0;
         self.mrs.clear();
         self.srqs.clear();
         self.cqs.clear();

@@ -190,7 +190,7 @@ impl<H: Host> Engine<H> {
                     solicited: !success,
                 };
                 match nic.post(&mut self.sched, cq, &entry) {
-                    Posted::Yes => {}
+                    Posted::Yes => stalls |= waited,
                     Posted::Later => {
                         match nic.stall(at.handle, Half::Sender, now) {
                             Some(then) => self.wait(at, then),

@@ -17,7 +17,7 @@ use super::completion::Half;
 use super::fabric::Route;
 use super::gather::{self, Memory, Obstacle, Payload, SpanList};
 use super::host::{Fetch, Host, MAX_INLINE, SendRequest};
-use super::link::Unsent;
+use super::link::{FULL_WAIT, Unsent};
 use super::packet::{Ends, MAX_BURST, Op, Reply, Request, packets, psn_add};
 use super::responder::{Responder, Sink};
 use super::sched::QpRef;
@@ -43,8 +43,6 @@ pub(crate) enum Step {
     Stop,
 }
 
-/// How long a queue pair waits for room in a link's queue, in nanoseconds.
-const LINK_FULL_WAIT: u64 = 20_000;
 /// Most packets under way: half of what numbers can tell apart, less one message.
 const MAX_OUTSTANDING: u32 = 1 << 22;
 
@@ -292,7 +290,7 @@ impl<H: Host> Engine<H> {
         match self.links.send_request(link, req, payload, u64::from(credit)) {
             Ok(()) => {}
             Err(Unsent::Full) => {
-                self.wait(at, now + LINK_FULL_WAIT);
+                self.wait(at, now.saturating_add(FULL_WAIT));
                 return Step::Stop;
             }
             Err(Unsent::Gone) => {

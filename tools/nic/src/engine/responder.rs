@@ -133,6 +133,9 @@ impl<H: Host> Responder<'_, H> {
                 return Reply::Silence;
             }
             let done = self.read(handle, req, sink);
+            if done.is_ok() {
+                self.nic.unstall(handle, Half::Receiver, self.now);
+            }
             return self.reply(handle, req, done);
         }
         if req.op.is_atomic() {
@@ -271,8 +274,9 @@ impl<H: Host> Responder<'_, H> {
         if !word.as_ptr().addr().is_multiple_of(8) {
             return Err(INVALID);
         }
-        match word.fetch_update(|old| atomic::apply(req.op, old, req.args)) {
-            Ok(value) => {
+        match atomic::update(word, req.op, req.args) {
+            Ok(None) => Err(Refusal::Busy),
+            Ok(Some(value)) => {
                 let Some(qp) = self.nic.qps.get_mut(handle) else { return Err(TOLD) };
                 let keep = usize::from(qp.attr.max_dest_rd_atomic);
                 let replay = &mut qp.receiver.replay;

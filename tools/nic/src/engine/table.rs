@@ -1,10 +1,11 @@
 //! Objects by handle: a slab whose freed handles are reused last, each time with a new generation.
 //!
 //! A handle is an index, found without hashing. The generation (1 to 255) is for names that leave
-//! the NIC, memory keys and queue pair numbers, so that a stale one is refused; it wraps after 255
-//! reuses of one index.
+//! the NIC, memory keys and queue pair numbers, so that a stale one is refused. Each index starts
+//! with one of its own that cannot be foretold; it wraps after 255 reuses of the index.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 
 use super::error::Error;
 
@@ -20,26 +21,61 @@ struct Slot<T> {
 pub(crate) struct Table<T> {
     what: &'static str,
     limit: u32,
+    /// Handles below are only given out by [`Table::insert_at`].
+    reserved: u32,
+    /// What first generations are made of.
+    seed: RandomState,
     slots: Vec<Slot<T>>,
     free: VecDeque<u32>,
 }
 
 impl<T> Table<T> {
     pub(crate) fn new(what: &'static str, limit: u32) -> Self {
-        Self { what, limit: limit.min(MAX_HANDLES), slots: Vec::new(), free: VecDeque::new() }
+        Self::with_reserved(what, limit, 0)
+    }
+
+    /// A table that gives out its first `reserved` handles only by name.
+    pub(crate) fn with_reserved(what: &'static str, limit: u32, reserved: u32) -> Self {
+        let limit = limit.min(MAX_HANDLES);
+        let reserved = reserved.min(limit);
+        let (seed, free) = (RandomState::new(), VecDeque::new());
+        let mut table = Self { what, limit, reserved, seed, slots: Vec::new(), free };
+        for _ in 0..reserved {
+            table.add_slot();
+        }
+        table
+    }
+
+    fn add_slot(&mut self) -> u32 {
+        let index = self.slots.len() as u32;
+        let generation = (self.seed.hash_one(index) % u64::from(u8::MAX)) as u8 + 1;
+        self.slots.push(Slot { generation, value: None });
+        index
     }
 
     /// Puts in what `make` makes of its index and generation, and gives the index.
     pub(crate) fn insert(&mut self, make: impl FnOnce(u32, u8) -> T) -> Result<u32, Error> {
         let index = if (self.slots.len() as u32) < self.limit {
-            self.slots.push(Slot { generation: 1, value: None });
-            self.slots.len() as u32 - 1
+            self.add_slot()
         } else {
             self.free.pop_front().ok_or(Error::Exhausted { what: self.what, limit: self.limit })?
         };
         let slot = &mut self.slots[index as usize];
         slot.value = Some(make(index, slot.generation));
         Ok(index)
+    }
+
+    /// As `insert`, at a reserved handle.
+    pub(crate) fn insert_at(
+        &mut self,
+        handle: u32,
+        make: impl FnOnce(u32, u8) -> T,
+    ) -> Result<u32, Error> {
+        let full = Error::Exhausted { what: self.what, limit: self.limit };
+        let slot = self.slots.get_mut(handle as usize).filter(|_| handle < self.reserved);
+        let slot = slot.filter(|slot| slot.value.is_none()).ok_or(full)?;
+        slot.value = Some(make(handle, slot.generation));
+        Ok(handle)
     }
 
     #[inline]
@@ -60,11 +96,14 @@ impl<T> Table<T> {
 
     pub(crate) fn remove(&mut self, handle: u32) -> Result<T, Error> {
         let gone = self.slots.get_mut(handle as usize).and_then(|slot| {
+            let gone = slot.value.take()?;
             slot.generation = if slot.generation == u8::MAX { 1 } else { slot.generation + 1 };
-            slot.value.take()
+            Some(gone)
         });
         let gone = gone.ok_or(Error::NoSuch { what: self.what, handle })?;
-        self.free.push_back(handle);
+        if handle >= self.reserved {
+            self.free.push_back(handle);
+        }
         Ok(gone)
     }
 

@@ -5,6 +5,7 @@ use holdfast_wire::attr::{QpAttr, QpState, QpType, mask as m, mtu_bytes};
 
 use super::config::Limits;
 use super::error::Error;
+use super::mr::ACCESS_IGNORED;
 
 /// Attributes that a change needs and may have besides.
 type Masks = (u32, u32);
@@ -102,6 +103,7 @@ pub(crate) fn check(
 /// Checks the values of the attributes that are meant.
 fn check_values(mask: u32, new: &QpAttr, limits: &Limits) -> Result<(), Error> {
     let rd_atomic = u64::from(limits.max_rd_atomic);
+    let access = u64::from(new.qp_access_flags & !ACCESS_IGNORED);
     let rows: [(u32, &'static str, u64, u64); 11] = [
         (m::PKEY_INDEX, "partition key index", new.pkey_index.into(), 0),
         (m::QKEY, "queue key", new.qkey.into(), u32::MAX.into()),
@@ -113,7 +115,7 @@ fn check_values(mask: u32, new: &QpAttr, limits: &Limits) -> Result<(), Error> {
         (m::MAX_DEST_RD_ATOMIC, "max_dest_rd_atomic", new.max_dest_rd_atomic.into(), rd_atomic),
         (m::MIN_RNR_TIMER, "RNR timer code", new.min_rnr_timer.into(), 31),
         (m::DEST_QPN, "destination number", new.dest_qp_num.into(), 0xff_ffff),
-        (m::ACCESS_FLAGS, "access flags", new.qp_access_flags.into(), 0x7f),
+        (m::ACCESS_FLAGS, "access flags", access, 0x7f),
     ];
     for (bit, what, value, limit) in rows {
         if mask & bit != 0 && value > limit {

@@ -8,12 +8,31 @@ use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::{SFlag, fstat};
 
+use super::account::{Account, Lease};
 use super::sigbus::{MAX_BACKINGS, Registration};
 use super::{MapError, Prot};
 
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
-/// Alignment that devdax wants by default; other character devices do not mind.
-const CHAR_DEVICE_PAGE: usize = 2 << 20;
+/// Page size of devdax, where it does not say.
+const DEVDAX_PAGE: usize = 2 << 20;
+/// File systems whose pages come from another process or machine: an access waits for as long as
+/// that takes, and with it the processor and all its NICs.
+const REMOTE: [(i64, &str); 14] = [
+    (0x6573_5546, "FUSE"),
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xfe53_4d42, "SMB2"),
+    (0xff53_4d42, "CIFS"),
+    (0x00c3_6400, "Ceph"),
+    (0x0102_1997, "9P"),
+    (0x5346_414f, "AFS"),
+    (0x6b41_4653, "AFS"),
+    (0x7375_7245, "Coda"),
+    (0x0bd0_0bd0, "Lustre"),
+    (0x4750_4653, "GPFS"),
+    (0x0116_1970, "GFS2"),
+    (0x7461_636f, "OCFS2"),
+];
 
 /// What tells one file, opened one way, from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,21 +53,23 @@ pub(super) struct FileFacts {
 }
 
 impl FileFacts {
-    pub(super) fn of(fd: BorrowedFd<'_>, prot: Prot) -> nix::Result<Self> {
+    /// Looks at a client's file. Only files whose pages the kernel itself provides are taken:
+    /// the processor must not wait for whoever else would.
+    pub(super) fn of(fd: BorrowedFd<'_>, prot: Prot) -> Result<Self, Unfit> {
         let stat = fstat(fd)?;
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
         let whole = kind == SFlag::S_IFREG;
-        let huge = whole
-            && nix::sys::statfs::fstatfs(fd.as_fd())
-                .is_ok_and(|fs| fs.filesystem_type().0 == HUGETLBFS_MAGIC);
-        let page = match (huge, whole) {
-            (true, _) => usize::try_from(stat.st_blksize).map_err(|_| Errno::EINVAL)?,
-            (false, true) => 4096,
-            (false, false) => CHAR_DEVICE_PAGE,
+        let page = if whole {
+            let system = nix::sys::statfs::fstatfs(fd.as_fd())?.filesystem_type().0;
+            if let Some(remote) = remote(system) {
+                return Err(Unfit::Remote(remote));
+            }
+            if system == HUGETLBFS_MAGIC { usize::try_from(stat.st_blksize).ok() } else { Some(4096) }
+        } else {
+            let page = (kind == SFlag::S_IFCHR).then(|| devdax_page(stat.st_rdev)).flatten();
+            Some(page.ok_or(Unfit::Kind)?)
         };
-        if !page.is_power_of_two() {
-            return Err(Errno::EINVAL);
-        }
+        let page = page.filter(|page| page.is_power_of_two()).ok_or(Errno::EINVAL)?;
         Ok(Self {
             key: FileKey { device: stat.st_dev, inode: stat.st_ino, writable: prot.write },
             size: u64::try_from(stat.st_size).unwrap_or(0),
@@ -56,6 +77,38 @@ impl FileFacts {
             whole,
         })
     }
+}
+
+/// Why a file is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// It could not be looked at.
+    Errno(Errno),
+    /// Its pages come from elsewhere.
+    Remote(&'static str),
+    /// It is no file and no devdax device.
+    Kind,
+}
+
+impl From<Errno> for Unfit {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+fn remote(system: i64) -> Option<&'static str> {
+    REMOTE.iter().find(|(magic, _)| *magic == system).map(|(_, name)| *name)
+}
+
+/// The page size of a character device that is devdax.
+fn devdax_page(device: u64) -> Option<usize> {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let device = std::path::PathBuf::from(format!("/sys/dev/char/{major}:{minor}"));
+    if !device.join("subsystem").canonicalize().ok()?.ends_with("dax") {
+        return None;
+    }
+    let align = std::fs::read_to_string(device.join("align")).ok();
+    Some(align.and_then(|text| text.trim().parse().ok()).unwrap_or(DEVDAX_PAGE))
 }
 
 /// A shared mapping of a part of a file, mostly of all of it.
@@ -68,6 +121,8 @@ pub(super) struct Backing {
     whole: bool,
     // Dropped by hand before the mapping goes.
     registration: Option<Registration>,
+    // What it takes of the space's share; given back after the mapping went.
+    _lease: Lease,
 }
 
 // SAFETY: the mapping is shared memory at a fixed address; it is only handed out as an address.
@@ -84,6 +139,7 @@ impl Backing {
         prot: Prot,
         offset: u64,
         len: u64,
+        account: &Account,
     ) -> Result<Self, MapError> {
         let refused = |errno| MapError::File { offset, len, errno };
         let page = facts.page as u64;
@@ -95,6 +151,7 @@ impl Backing {
             (offset, asked)
         };
         let bytes = usize::try_from(end - first).map_err(|_| refused(Errno::EOVERFLOW))?;
+        let lease = account.lease(bytes)?;
         let length = std::num::NonZeroUsize::new(bytes).ok_or(refused(Errno::EINVAL))?;
         let start = libc::off_t::try_from(first).map_err(|_| refused(Errno::EOVERFLOW))?;
         let mut access = ProtFlags::PROT_READ;
@@ -110,9 +167,10 @@ impl Backing {
             offset: first,
             whole: facts.whole,
             registration: None,
+            _lease: lease,
         };
         backing.registration =
-            Registration::new(backing.base.as_ptr().expose_provenance(), bytes, facts.page);
+            Registration::new(backing.base.as_ptr().expose_provenance(), bytes, facts.page, account.poison());
         if backing.registration.is_none() {
             return Err(MapError::Limit { what: "mapped files", limit: MAX_BACKINGS });
         }
@@ -141,5 +199,27 @@ impl Drop for Backing {
         if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
             tracing::error!(%errno, len = self.len, "a client file could not be unmapped");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_others_serve_are_told_from_local_ones() {
+        const LOCAL: [(&str, i64); 6] = [
+            ("tmpfs", 0x0102_1994),
+            ("hugetlbfs", HUGETLBFS_MAGIC),
+            ("ext4", 0xef53),
+            ("xfs", 0x5846_5342),
+            ("btrfs", 0x9123_683e),
+            ("overlayfs", 0x794c_7630),
+        ];
+        for (name, magic) in LOCAL {
+            assert_eq!(remote(magic), None, "{name}");
+        }
+        assert_eq!(remote(0x6573_5546), Some("FUSE"));
+        assert_eq!(remote(0x6969), Some("NFS"));
     }
 }

@@ -55,6 +55,18 @@ pub enum MapError {
         /// How many there can be.
         limit: usize,
     },
+    /// Its pages come from another process or machine, for which all NICs would wait.
+    #[error(
+        "the client's memory is a file on {system}, whose server every access would wait for; \
+         use memfd, tmpfs, hugetlbfs, devdax or a local file system"
+    )]
+    Remote {
+        /// Which file system.
+        system: &'static str,
+    },
+    /// A descriptor that is no memory.
+    #[error("the client's memory is neither a regular file (memfd, tmpfs, hugetlbfs, ...) nor devdax")]
+    Kind,
     /// The client's file could not be looked at or mapped.
     #[error("cannot map {len:#x} bytes at offset {offset:#x} of the client's file: {errno}")]
     File {
@@ -76,6 +88,7 @@ impl MapError {
             Self::Bisect { .. } | Self::NoAccess => Errno::EINVAL,
             Self::Overlap { .. } => Errno::EEXIST,
             Self::Limit { .. } => Errno::ENOSPC,
+            Self::Remote { .. } | Self::Kind => Errno::EOPNOTSUPP,
             Self::File { errno, .. } => *errno,
         }
     }

@@ -18,7 +18,12 @@
 //!
 //! A client may truncate a file that the NIC is copying to. The process survives (`sigbus`): the
 //! access reports [`Fault`] and the page gives misses until the client maps that IOVA anew.
+//!
+//! Only memory that the kernel itself provides is taken: memfd, tmpfs, hugetlbfs, devdax, files of
+//! local file systems. The processor would wait for a FUSE or network file system's server at each
+//! page, and all NICs with it. A file on a local disk may still cost it a read of that disk.
 
+mod account;
 mod backing;
 mod error;
 pub mod fence;
@@ -29,6 +34,7 @@ mod space;
 pub mod span;
 mod sync;
 
+pub use account::{MAX_FILE_BYTES, MAX_FILES, MAX_VANISHED};
 pub use error::MapError;
 pub use reader::Reader;
 pub use space::{FileRange, Prot, Space, SpaceStats};

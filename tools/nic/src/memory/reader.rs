@@ -31,8 +31,6 @@ pub struct Reader {
     epoch: u64,
     faults: u32,
     tlb: Box<[Entry; SLOTS]>,
-    // Some page of this process was poisoned while this reader lived.
-    poison: bool,
     shared: Arc<Shared>,
     quiescer: Quiescer,
 }
@@ -46,7 +44,7 @@ impl std::fmt::Debug for Reader {
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, quiescer: Quiescer) -> Self {
         let void = Entry { start: 1, end: 0, host: 0, tag: 0 };
-        Self { epoch: 1, faults: 0, tlb: Box::new([void; SLOTS]), poison: false, shared, quiescer }
+        Self { epoch: 1, faults: 0, tlb: Box::new([void; SLOTS]), shared, quiescer }
     }
 
     /// Passes a quiescent point: no span is held now. One load when nothing was unmapped.
@@ -85,7 +83,6 @@ impl Reader {
         let faults = sigbus::faults();
         if faults != self.faults {
             self.faults = faults;
-            self.poison = true;
             self.epoch += 1;
         }
     }
@@ -118,7 +115,7 @@ impl Reader {
             host: leaf.host,
             tag: self.epoch << 2 | leaf.access,
         };
-        if self.poison {
+        if self.shared.account.is_poisoned() {
             // Rare: only this much is known to be clean, from `iova` on.
             entry.host += iova - entry.start;
             entry.start = iova;

@@ -12,13 +12,13 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::Once;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 
 /// Most backings alive in the process at once.
 pub(super) const MAX_BACKINGS: usize = 8192;
 /// Poisoned pages remembered per backing; one more condemns the whole backing.
-const MAX_POISONED: usize = 11;
+const MAX_POISONED: usize = 10;
 
 #[repr(align(128))]
 struct Slot {
@@ -27,7 +27,20 @@ struct Slot {
     end: AtomicUsize,
     page: AtomicUsize,
     poisoned: AtomicUsize,
+    // Kept alive by the registration.
+    owner: AtomicPtr<AtomicUsize>,
     pages: [AtomicUsize; MAX_POISONED],
+}
+
+impl Slot {
+    /// The part of the backing that shares a page with `address`, which lies in it: (start, end).
+    fn page_of(&self, address: usize) -> (usize, usize) {
+        let page = self.page.load(Ordering::Relaxed);
+        let (start, end) = (self.start.load(Ordering::Relaxed), self.end.load(Ordering::Relaxed));
+        let at = address & !(page - 1);
+        // A backing need not begin or end where such a page does, and beside it is other memory.
+        (at.max(start), at.saturating_add(page).min(end))
+    }
 }
 
 static SLOTS: [Slot; MAX_BACKINGS] = [const {
@@ -36,6 +49,7 @@ static SLOTS: [Slot; MAX_BACKINGS] = [const {
         end: AtomicUsize::new(0),
         page: AtomicUsize::new(0),
         poisoned: AtomicUsize::new(0),
+        owner: AtomicPtr::new(std::ptr::null_mut()),
         pages: [const { AtomicUsize::new(0) }; MAX_POISONED],
     }
 }; MAX_BACKINGS];
@@ -55,12 +69,22 @@ pub(super) fn faults() -> u32 {
 
 /// A backing's entry in the table; dropping it forgets the range and its poison.
 #[derive(Debug)]
-pub(super) struct Registration(usize);
+pub(super) struct Registration {
+    index: usize,
+    // Counts the poisoned pages of all backings of one owner.
+    owner: Arc<AtomicUsize>,
+}
 
 impl Registration {
-    /// Enters `start..start + len`, whose file has pages of `page` bytes. `None` when
-    /// [`MAX_BACKINGS`] are registered.
-    pub(super) fn new(start: usize, len: usize, page: usize) -> Option<Self> {
+    /// Enters `start..start + len`, whose file has pages of `page` bytes (a power of two). Its
+    /// poisoned pages are counted in `owner` while it lives. `None` when [`MAX_BACKINGS`] are
+    /// registered.
+    pub(super) fn new(
+        start: usize,
+        len: usize,
+        page: usize,
+        owner: &Arc<AtomicUsize>,
+    ) -> Option<Self> {
         install();
         for (index, slot) in SLOTS.iter().enumerate() {
             if slot.start.load(Ordering::Relaxed) == 0
@@ -72,9 +96,10 @@ impl Registration {
                 slot.end.store(start + len, Ordering::Relaxed);
                 slot.page.store(page, Ordering::Relaxed);
                 slot.poisoned.store(0, Ordering::Relaxed);
+                slot.owner.store(Arc::as_ptr(owner).cast_mut(), Ordering::Relaxed);
                 slot.start.store(start, Ordering::Release);
                 HIGH_WATER.fetch_max(index + 1, Ordering::Release);
-                return Some(Self(index));
+                return Some(Self { index, owner: owner.clone() });
             }
         }
         None
@@ -82,13 +107,15 @@ impl Registration {
 
     /// Whether any of its pages vanished.
     pub(super) fn is_poisoned(&self) -> bool {
-        SLOTS[self.0].poisoned.load(Ordering::Acquire) != 0
+        SLOTS[self.index].poisoned.load(Ordering::Acquire) != 0
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        SLOTS[self.0].start.store(0, Ordering::Release);
+        let slot = &SLOTS[self.index];
+        self.owner.fetch_sub(slot.poisoned.load(Ordering::Acquire), Ordering::Relaxed);
+        slot.start.store(0, Ordering::Release);
     }
 }
 
@@ -111,10 +138,9 @@ pub(super) fn clean_prefix(start: usize, len: usize) -> usize {
     if count > MAX_POISONED {
         return 0;
     }
-    let page = slot.page.load(Ordering::Relaxed);
     slot.pages[..count].iter().fold(len, |clean, poisoned| {
-        let at = poisoned.load(Ordering::Acquire);
-        if start < at + page && at < start + clean { at.saturating_sub(start) } else { clean }
+        let (at, end) = slot.page_of(poisoned.load(Ordering::Acquire));
+        if start < end && at < start + clean { at.saturating_sub(start) } else { clean }
     })
 }
 
@@ -151,20 +177,21 @@ extern "C" fn on_sigbus(
     // SAFETY: as above.
     let is_fault = unsafe { (*info).si_code } > 0;
     if is_fault && let Some(slot) = find(address) {
-        let page = slot.page.load(Ordering::Relaxed);
-        let at = address & !(page - 1);
+        let (at, end) = slot.page_of(address);
         if let Some(entry) = slot.pages.get(slot.poisoned.load(Ordering::Relaxed)) {
             entry.store(at, Ordering::Relaxed);
         }
         // Release: whoever sees the count sees the entry. One thread uses a backing, so this is
         // no race, and a lost entry would only make the page fault again.
         slot.poisoned.fetch_add(1, Ordering::Release);
+        // SAFETY: the registration, which the interrupted access keeps alive, holds the counter.
+        unsafe { (*slot.owner.load(Ordering::Relaxed)).fetch_add(1, Ordering::Relaxed) };
         // SAFETY: the range lies in a mapping that the NIC owns, which the interrupted access
         // keeps alive; it is replaced by zeroes.
         let mapped = unsafe {
             libc::mmap(
                 std::ptr::with_exposed_provenance_mut(at),
-                page,
+                end - at,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
                 -1,
@@ -207,5 +234,47 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
             let handler: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(handler) };
             handler(signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    /// A page that vanished is replaced, and what lies next to the backing is left alone, although
+    /// the backing's own pages are said to be larger than it is.
+    #[test]
+    fn the_replacement_stays_inside_the_backing() {
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: fresh memory; the file, of no length, takes the place of its middle page.
+        let base = unsafe {
+            let base = libc::mmap(std::ptr::null_mut(), 3 * PAGE, access, private, -1, 0);
+            assert_ne!(base, libc::MAP_FAILED);
+            let file = libc::memfd_create(c"empty".as_ptr(), libc::MFD_CLOEXEC);
+            let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
+            let middle = base.byte_add(PAGE);
+            assert_eq!(libc::mmap(middle, PAGE, access, fixed, file, 0), middle);
+            libc::close(file);
+            base.cast::<u8>()
+        };
+        // SAFETY: inside what was mapped above; another process could not see it.
+        let byte = |page: usize| unsafe { AtomicU32::from_ptr(base.add(page * PAGE).cast()) };
+        byte(0).store(1, Ordering::Relaxed);
+        byte(2).store(2, Ordering::Relaxed);
+        let start = base.expose_provenance() + PAGE;
+        let owner = Arc::new(AtomicUsize::new(0));
+        let registration = Registration::new(start, PAGE, 2 << 20, &owner).unwrap();
+        let before = faults();
+        byte(1).store(3, Ordering::Relaxed);
+        assert_eq!(faults(), before + 1, "the fault was met");
+        let kept = [0, 2].map(|page| byte(page).load(Ordering::Relaxed));
+        assert_eq!(kept, [1, 2], "the neighbours were replaced as well");
+        assert_eq!(owner.load(Ordering::Relaxed), 1);
+        assert_eq!(clean_prefix(start, PAGE), 0);
+        drop(registration);
+        assert_eq!(owner.load(Ordering::Relaxed), 0, "what is gone is no longer poisoned");
     }
 }

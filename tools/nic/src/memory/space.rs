@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::backing::{Backing, FileFacts, FileKey};
+use super::account::Account;
+use super::backing::{Backing, FileFacts, FileKey, Unfit};
 use super::fence::Fence;
 use super::radix::{self, MAX_TABLES, Radix, Retired};
 use super::{IOVA_LIMIT, MAX_MAPPINGS, MapError, Reader};
@@ -54,6 +56,10 @@ pub struct SpaceStats {
 /// What the processor's side sees.
 pub(super) struct Shared {
     pub(super) radix: Radix,
+    pub(super) account: Account,
+    // The book's numbers, for whoever must not wait for its lock.
+    mappings: AtomicUsize,
+    bytes: AtomicU64,
 }
 
 struct Mapping {
@@ -69,8 +75,8 @@ struct Book {
     bytes: u64,
 }
 
-/// One NIC's IOVA space. All calls may come from any thread but the reader's (see
-/// [`Space::unmap`]); they exclude one another.
+/// One NIC's IOVA space. All calls but [`Space::mapped`] exclude one another, and must not come
+/// from the reader's thread while that is online: an unmap that is under way waits for it.
 pub struct Space {
     shared: Arc<Shared>,
     fence: Arc<Fence>,
@@ -79,14 +85,19 @@ pub struct Space {
 
 impl std::fmt::Debug for Space {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Space({:?})", self.stats())
+        write!(f, "Space({:?})", self.mapped())
     }
 }
 
 impl Space {
     /// An empty space and its only reader, which starts offline.
     pub fn new() -> (Arc<Space>, Reader) {
-        let shared = Arc::new(Shared { radix: Radix::new() });
+        let shared = Arc::new(Shared {
+            radix: Radix::new(),
+            account: Account::default(),
+            mappings: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
+        });
         let (fence, quiescer) = Fence::new();
         let reader = Reader::new(shared.clone(), quiescer);
         (Arc::new(Self { shared, fence, book: Mutex::default() }), reader)
@@ -127,7 +138,7 @@ impl Space {
             return Err(MapError::Limit { what: "translation tables", limit: MAX_TABLES });
         }
         let backing = match file {
-            Some(file) => Some(book.backing(file, prot, len)?),
+            Some(file) => Some(book.backing(file, prot, len, &self.shared.account)?),
             None => None,
         };
         if let Some(backing) = &backing {
@@ -135,7 +146,13 @@ impl Space {
         }
         book.mappings.insert(iova, Mapping { len, backing });
         book.bytes += len;
+        self.publish(&book);
         Ok(())
+    }
+
+    fn publish(&self, book: &Book) {
+        self.shared.mappings.store(book.mappings.len(), Ordering::Relaxed);
+        self.shared.bytes.store(book.bytes, Ordering::Relaxed);
     }
 
     /// Unmaps every mapping inside `iova..iova + len` and gives the number of bytes unmapped,
@@ -185,6 +202,7 @@ impl Space {
             released.push(mapping);
         }
         book.bytes -= bytes;
+        self.publish(book);
         if released.iter().any(|mapping| mapping.backing.is_some()) {
             self.fence.synchronize();
         }
@@ -192,7 +210,13 @@ impl Space {
         bytes
     }
 
-    /// How full the space is.
+    /// Mappings, and the bytes that they span. Waits for nobody, so that the reader's thread may
+    /// ask as well.
+    pub fn mapped(&self) -> (usize, u64) {
+        (self.shared.mappings.load(Ordering::Relaxed), self.shared.bytes.load(Ordering::Relaxed))
+    }
+
+    /// How full the space is. Waits for a map or unmap that is under way.
     pub fn stats(&self) -> SpaceStats {
         let book = self.book();
         SpaceStats {
@@ -217,16 +241,20 @@ impl Book {
         file: FileRange<'_>,
         prot: Prot,
         len: u64,
+        account: &Account,
     ) -> Result<Arc<Backing>, MapError> {
         let FileRange { fd, offset } = file;
-        let facts =
-            FileFacts::of(fd, prot).map_err(|errno| MapError::File { offset, len, errno })?;
+        let facts = FileFacts::of(fd, prot).map_err(|unfit| match unfit {
+            Unfit::Errno(errno) => MapError::File { offset, len, errno },
+            Unfit::Remote(system) => MapError::Remote { system },
+            Unfit::Kind => MapError::Kind,
+        })?;
         if let Some(backing) = self.files.get(&facts.key).and_then(Weak::upgrade)
             && backing.serves(offset, len)
         {
             return Ok(backing);
         }
-        let backing = Arc::new(Backing::new(fd, &facts, prot, offset, len)?);
+        let backing = Arc::new(Backing::new(fd, &facts, prot, offset, len, account)?);
         self.files.retain(|_, file| file.strong_count() > 0);
         self.files.insert(facts.key, Arc::downgrade(&backing));
         Ok(backing)

@@ -109,9 +109,13 @@ impl Lane {
         for n in 0..HOT {
             let qp = lanes[index].hot[n];
             if qp != NONE && engine.host(nic).has_sends(qp) {
-                engine.send_doorbell(nic, qp, now);
-                quiesce(engine, lanes);
-                busy = true;
+                if Self::serve(lanes, index, engine, qp, now) {
+                    busy = true;
+                } else {
+                    // It waits for something (a timer, its peer, its owner), or its ring is
+                    // nonsense: the engine knows when to look again.
+                    lanes[index].hot[n] = NONE;
+                }
             }
         }
         let pages = lanes[index].device.pages().len();
@@ -123,6 +127,22 @@ impl Lane {
             Self::scan(lanes, index, engine, now, SCAN_STEP);
         }
         busy
+    }
+
+    /// Runs a queue pair that has sends. True when it took some.
+    #[inline]
+    fn serve(
+        lanes: &[Lane],
+        index: usize,
+        engine: &mut Engine<Front>,
+        qp: u32,
+        now: u64,
+    ) -> bool {
+        let nic = lanes[index].nic();
+        let before = engine.host(nic).sends_taken();
+        engine.send_doorbell(nic, qp, now);
+        quiesce(engine, lanes);
+        engine.host(nic).sends_taken() != before
     }
 
     #[inline]
@@ -167,7 +187,7 @@ impl Lane {
     fn hint(&mut self, engine: &mut Engine<Front>, word: u32) {
         let front = engine.host(self.nic());
         if word & uar::QP_SEND != 0 {
-            let qp = front.qp_handle(uar::handle(word));
+            let qp = uar::handle(word);
             if let Some(at) = self.hot.iter().position(|&hot| hot == qp) {
                 self.hot.swap(0, at);
             } else if qp < front.qp_limit() {
@@ -197,11 +217,14 @@ impl Lane {
             lane.scan_left -= 1;
             lane.scan_at = if lane.scan_at + 1 < front.qp_limit() { lane.scan_at + 1 } else { 0 };
             let qp = lane.scan_at;
-            if front.has_sends(qp) {
-                front.count_scanned();
-                engine.send_doorbell(nic, qp, now);
-                quiesce(engine, lanes);
+            if front.has_sends(qp) && Self::serve(lanes, index, engine, qp, now) {
+                engine.host(nic).count_scanned();
                 found = true;
+            }
+            // Receives wait for their messages; only those of a queue pair in Error are flushed.
+            if engine.host(nic).has_new_receives(qp) {
+                found |= engine.recv_doorbell(nic, qp);
+                quiesce(engine, lanes);
             }
         }
         found
@@ -214,14 +237,14 @@ impl Lane {
         engine: &mut Engine<Front>,
         now: u64,
     ) -> bool {
+        let nic = lanes[index].nic();
+        let mut found = engine.host(nic).has_unsent() && engine.host(nic).send_unsent();
         if !lanes[index].mapped {
-            return false;
+            return found;
         }
-        let mut found = false;
         for _ in 0..lanes[index].device.pages().len() {
             found |= Self::poll_page(lanes, index, engine, now);
         }
-        let nic = lanes[index].nic();
         let all = engine.host(nic).qp_limit();
         lanes[index].scan_left = all;
         found | Self::scan(lanes, index, engine, now, all)
@@ -236,8 +259,10 @@ impl Lane {
         }
     }
 
-    /// Whether a client may ring a doorbell without a message.
+    /// Whether a client may leave something to do without a message: a doorbell, or room for
+    /// notifications that wait.
     pub(super) fn may_ring(&self, engine: &mut Engine<Front>) -> bool {
-        self.mapped && self.pages.is_some() && engine.host(self.nic()).live_qps() > 0
+        let front = engine.host(self.nic());
+        front.has_unsent() || self.mapped && self.pages.is_some() && front.live_qps() > 0
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! [`Processor::turn`] is one round: take messages from the server threads, look at the doorbells
 //! of each NIC, let the engine work, and pass a quiescent point after each call into it. A round
-//! does a bounded amount of work, blocks nowhere and takes no lock, so it can be stepped by hand as
-//! well (tests and fuzzing do); `Processor::run` is the thread's loop around it, which decides
+//! does a bounded amount of work and waits for nobody (the one lock it takes, a vector's when an
+//! interrupt is due, is held elsewhere only to exchange a descriptor), so it can be stepped by hand
+//! as well (tests and fuzzing do); `Processor::run` is the thread's loop around it, which decides
 //! when to sleep.
 //!
 //! While awake the readers of all NICs are online, so a `DMA_UNMAP` waits for the current call to
@@ -18,10 +19,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
+use holdfast_wire::regs::VERSION_QP_HANDLE;
 use serde::Serialize;
 
 use crate::engine::{Counters, Engine, LinkStatus, NicConfig};
-use crate::memory::{Reader, Space, SpaceStats};
+use crate::memory::{Reader, Space};
 use crate::pvrdma::irq::Irqs;
 use crate::pvrdma::{DeviceConfig, Front, FrontCounters, UarPages};
 use bell::Bell;
@@ -135,6 +137,10 @@ impl Processor {
     ) -> usize {
         let front = Front::new(reader, irqs.clone(), device.version);
         let nic = self.engine.add_nic(front, config);
+        if device.version < VERSION_QP_HANDLE {
+            // These drivers know no handles but the numbers.
+            self.engine.number_from(nic, 0);
+        }
         self.lanes.push(Lane::new(nic, device, space, irqs));
         self.lanes.len() - 1
     }
@@ -168,6 +174,10 @@ impl Processor {
         }
         for lane in 0..self.lanes.len() {
             busy |= Lane::poll(&mut self.lanes, lane, &mut self.engine, self.now);
+            let front = self.engine.host(self.lanes[lane].nic());
+            if front.has_unsent() {
+                busy |= front.send_unsent();
+            }
         }
         let progress = self.engine.poll(self.now);
         quiesce(&mut self.engine, &self.lanes);
@@ -264,7 +274,7 @@ impl Processor {
     pub fn report(&mut self) -> Report {
         let mut nics = Vec::with_capacity(self.lanes.len());
         for lane in &self.lanes {
-            let SpaceStats { mappings, bytes, .. } = lane.space.stats();
+            let (mappings, bytes) = lane.space.mapped();
             let engine = self.engine.counters(lane.nic()).clone();
             let front = self.engine.host(lane.nic());
             nics.push(NicReport {

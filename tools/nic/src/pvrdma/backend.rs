@@ -86,6 +86,10 @@ impl NicBackend {
     }
 
     fn write_doorbells(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        // Each is a round trip to the processor, and drivers store one word, or two as one.
+        if data.len() > 8 {
+            return Err(Errno::EINVAL);
+        }
         for (word, at) in words(offset, data)? {
             self.ask(|reply| Mail::Doorbell { nic: self.nic, offset: at, word, reply })?;
         }
@@ -204,7 +208,9 @@ impl Backend for NicBackend {
             IrqAction::Disable => self.irqs.unbind_all(),
             IrqAction::Bind(fds) => {
                 for (vector, fd) in (start..).zip(fds) {
-                    self.irqs.bind(vector, fd);
+                    self.irqs.bind(vector, fd).inspect_err(|_| {
+                        tracing::warn!(nic = self.nic, vector, "an interrupt must be an eventfd");
+                    })?;
                 }
             }
             IrqAction::Fire(which) => {

@@ -23,7 +23,7 @@ use crate::engine::{self, Engine, MrInit, MrKind, SrqInit};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Errno(i32);
 
-/// Most pages of a queue pair: they are zeroed while other NICs of the process wait.
+/// Most pages of a queue pair: other NICs of the process wait while their list is read.
 const MAX_QP_PAGES: u32 = 8193;
 
 const INVALID: Errno = Errno(libc::EINVAL);
@@ -190,23 +190,23 @@ impl Device {
             Command::DestroyCq => {
                 let cq: cmd::DestroyCq = parse(request)?;
                 engine.destroy_cq(nic, cq.cq_handle)?;
-                take(&mut engine.host(nic).cqs, cq.cq_handle);
+                let front = engine.host(nic);
+                take(&mut front.cqs, cq.cq_handle);
+                front.unsent.remove(&cq.cq_handle);
                 done()
             }
             Command::CreateQp => self.create_qp(engine, &parse(request)?),
             Command::ModifyQp => self.modify_qp(engine, &parse(request)?),
             Command::QueryQp => {
                 let query: cmd::QueryQp = parse(request)?;
-                let handle = engine.host(nic).qp_handle(query.qp_handle);
-                let attrs = engine.query_qp(nic, handle)?;
+                let attrs = engine.query_qp(nic, query.qp_handle)?;
                 answer(&cmd::QueryQpResp { attrs, ..Default::default() })
             }
             Command::DestroyQp => {
                 let qp: cmd::DestroyQp = parse(request)?;
-                let handle = engine.host(nic).qp_handle(qp.qp_handle);
-                engine.destroy_qp(nic, handle)?;
+                engine.destroy_qp(nic, qp.qp_handle)?;
                 let front = engine.host(nic);
-                if take(&mut front.qps, handle).is_some() {
+                if take(&mut front.qps, qp.qp_handle).is_some() {
                     front.live_qps -= 1;
                 }
                 answer(&cmd::DestroyQpResp::default())
@@ -355,7 +355,7 @@ impl Device {
         };
         let info = engine.create_qp(self.nic, &init)?;
         let front = engine.host(self.nic);
-        let rings = QpRings { qpn: info.qpn, pages, send, recv };
+        let rings = QpRings { pages, send, recv, seen_recvs: None };
         put(&mut front.qps, info.handle, Box::new(rings));
         front.live_qps += 1;
         if self.config.version >= VERSION_QP_HANDLE {
@@ -382,7 +382,7 @@ impl Device {
     }
 
     fn modify_qp(&self, engine: &mut Engine<Front>, modify: &cmd::ModifyQp) -> Outcome {
-        let handle = engine.host(self.nic).qp_handle(modify.qp_handle);
+        let handle = modify.qp_handle;
         let before: QpAttr = engine.query_qp(self.nic, handle)?;
         engine.modify_qp(self.nic, handle, modify.attr_mask, &modify.attrs)?;
         let leaves_reset = before.qp_state == QpState::Reset.wire()
@@ -409,8 +409,9 @@ fn ring_size(slots: u32, limit: u32) -> Result<Option<RingSize>, Errno> {
     }
 }
 
-/// The `pages` pages of a queue, of which the client gave `given`, with all but the state page
-/// zeroed (as the reference device does).
+/// The `pages` pages of a queue, of which the client gave `given`. They are left as they are: what
+/// is in a ring is told by the indices in its state page alone, and clearing a large ring would
+/// hold up the other NICs of the process for milliseconds.
 fn queue_pages(
     front: &mut Front,
     pdir: u64,
@@ -420,9 +421,9 @@ fn queue_pages(
     if pages > given as usize {
         return Err(INVALID);
     }
+    let lease = front.budget.take(pages).ok_or(Errno(libc::ENOMEM))?;
     let list = client::read_directory(&mut front.reader, pdir, pages)?;
-    let mut pages = QueuePages::new(list);
+    let mut pages = QueuePages::new(list, lease);
     pages.page(&mut front.reader, 0)?;
-    pages.zero_from(&mut front.reader, 1)?;
     Ok(pages)
 }

@@ -43,16 +43,6 @@ impl CompletionRing {
         Self { tail: 0, head: 0, armed: Armed::No, size, written: 0, last_solicited: 0, pages }
     }
 
-    /// Number of entries.
-    pub fn size(&self) -> RingSize {
-        self.size
-    }
-
-    /// The pages, to prepare them.
-    pub fn pages_mut(&mut self) -> &mut QueuePages {
-        &mut self.pages
-    }
-
     /// Writes an entry and makes it visible. True when the client asked to be told of it.
     #[inline]
     pub fn push(

@@ -162,7 +162,7 @@ impl Device {
         let front = engine.host(self.nic);
         front.events = None;
         front.notify = None;
-        let reader = &mut front.reader;
+        let (reader, budget) = (&mut front.reader, &front.budget);
         if !self.dsr.is_multiple_of(8) {
             return Err(LoadError::Unaligned("shared region", self.dsr));
         }
@@ -180,10 +180,10 @@ impl Device {
             if !(2..=512).contains(&pages) {
                 return Err(LoadError::Ring(what, pages));
             }
-            let pages = client::read_directory(reader, pdir, pages as usize)?;
-            let count = pages.len() as u32;
-            DeviceRing::new(QueuePages::new(pages), entry, reader)
-                .ok_or(LoadError::Ring(what, count))
+            let lease = budget.take(pages as usize).ok_or(LoadError::Ring(what, pages))?;
+            let list = client::read_directory(reader, pdir, pages as usize)?;
+            DeviceRing::new(QueuePages::new(list, lease), entry, reader)
+                .ok_or(LoadError::Ring(what, pages))
         };
         let (n, e) = (region.cq_ring, region.async_ring);
         let notify = ring("notification", n.num_pages, n.pdir_dma, size_of::<NotifyEntry>())?;
@@ -249,7 +249,6 @@ impl Device {
         engine.host(self.nic).counters.doorbells += 1;
         match offset as usize % PAGE_SIZE {
             uar::QP => {
-                let handle = engine.host(self.nic).qp_handle(handle);
                 let mut more = false;
                 if word & uar::QP_SEND != 0 {
                     more |= engine.send_doorbell(self.nic, handle, now);

@@ -1,16 +1,17 @@
 //! The queues of one NIC as the engine sees them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use holdfast_wire::completion::Cqe;
+use holdfast_wire::completion::{Cqe, WC_GRH, WC_WITH_NETWORK_HDR_TYPE};
 use holdfast_wire::event::{EventEntry, EventKind, NotifyEntry};
-use holdfast_wire::regs::{VECTOR_COMPLETION, VECTOR_EVENT, VERSION_QP_HANDLE};
+use holdfast_wire::regs::{VECTOR_COMPLETION, VECTOR_EVENT, VERSION_ROCE_V2};
 use serde::Serialize;
 
 use super::cq::CompletionRing;
 use super::device_ring::DeviceRing;
 use super::irq::Irqs;
-use super::pages::QueuePages;
+use super::pages::{PageBudget, QueuePages};
 use super::work::WorkRing;
 use crate::engine::host::{
     Completion, CqRefusal, Fetch, Host, Miss, RecvQueue, RecvRequest, SendRequest,
@@ -30,17 +31,25 @@ pub struct FrontCounters {
     pub scanned_doorbells: u64,
     /// Completion notifications raised.
     pub notifications: u64,
+    /// Of these, how many had to wait because their ring was full or out of reach.
+    pub delayed_notifications: u64,
     /// Asynchronous events raised.
     pub events: u64,
+    /// Of these, how many were lost because their ring was full or out of reach.
+    pub lost_events: u64,
 }
+
+/// What `network_hdr_type` calls IPv6, which a GRH is laid out as (IPv4 addresses are mapped).
+const NETWORK_IPV6: u8 = 2;
 
 /// The rings of a queue pair.
 #[derive(Debug)]
 pub(super) struct QpRings {
-    pub(super) qpn: u32,
     pub(super) pages: QueuePages,
     pub(super) send: Option<WorkRing>,
     pub(super) recv: Option<WorkRing>,
+    /// The receive ring's tail that a scan saw last.
+    pub(super) seen_recvs: Option<u32>,
 }
 
 /// The ring of a shared receive queue.
@@ -59,6 +68,11 @@ pub struct Front {
     pub(super) srqs: Vec<Option<Box<SrqRings>>>,
     pub(super) events: Option<DeviceRing>,
     pub(super) notify: Option<DeviceRing>,
+    /// Completion queues whose notification waits for room in its ring.
+    pub(super) unsent: BTreeSet<u32>,
+    pub(super) budget: PageBudget,
+    // Sends taken off their rings.
+    taken: u64,
     pub(super) irqs: Arc<Irqs>,
     pub(super) counters: FrontCounters,
     pub(super) live_qps: u32,
@@ -93,6 +107,9 @@ impl Front {
             srqs: Vec::new(),
             events: None,
             notify: None,
+            unsent: BTreeSet::new(),
+            budget: PageBudget::default(),
+            taken: 0,
             irqs,
             counters: FrontCounters::default(),
             live_qps: 0,
@@ -121,10 +138,6 @@ impl Front {
         self.qps.len() as u32
     }
 
-    pub(super) fn qp(&mut self, handle: u32) -> Option<&mut QpRings> {
-        get(&mut self.qps, handle)
-    }
-
     /// Forgets every queue and both device rings; the engine was reset before.
     pub(super) fn clear(&mut self) {
         self.qps = Vec::new();
@@ -132,29 +145,8 @@ impl Front {
         self.srqs = Vec::new();
         self.events = None;
         self.notify = None;
+        self.unsent.clear();
         self.live_qps = 0;
-    }
-
-    /// The engine's handle of a queue pair that the client names: below version 20 the client
-    /// uses its number as the handle.
-    pub fn qp_handle(&self, named: u32) -> u32 {
-        if self.version >= VERSION_QP_HANDLE {
-            return named;
-        }
-        let is = |qp: &Option<Box<QpRings>>| qp.as_ref().is_some_and(|qp| qp.qpn == named);
-        let index = named as usize & 0xffff;
-        if self.qps.get(index).is_some_and(is) {
-            return index as u32;
-        }
-        // The general services queue pair's number, 1, says nothing about its handle.
-        self.qps.iter().position(is).map_or(u32::MAX, |index| index as u32)
-    }
-
-    fn qp_name(&mut self, handle: u32) -> u32 {
-        if self.version >= VERSION_QP_HANDLE {
-            return handle;
-        }
-        self.qp(handle).map_or(handle, |qp| qp.qpn)
     }
 
     /// Asks the cache for what the next send of that queue pair needs.
@@ -170,6 +162,24 @@ impl Front {
     pub fn has_sends(&mut self, handle: u32) -> bool {
         match get(&mut self.qps, handle) {
             Some(QpRings { pages, send: Some(send), .. }) => send.has_work(pages, &mut self.reader),
+            _ => false,
+        }
+    }
+
+    /// Sends taken off all rings so far: unlike a doorbell, this is progress.
+    #[inline]
+    pub fn sends_taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Whether receives were posted to that queue pair since the last time this was asked.
+    #[inline]
+    pub fn has_new_receives(&mut self, handle: u32) -> bool {
+        match get(&mut self.qps, handle) {
+            Some(QpRings { pages, recv: Some(recv), seen_recvs, .. }) => {
+                let tail = recv.posted_tail(pages, &mut self.reader);
+                tail.is_some() && std::mem::replace(seen_recvs, tail) != tail
+            }
             _ => false,
         }
     }
@@ -191,10 +201,37 @@ impl Front {
     #[cold]
     fn notify(&mut self, cq: u32) {
         self.counters.notifications += 1;
-        if let Some(ring) = &mut self.notify {
-            ring.push(&mut self.reader, &NotifyEntry { cq });
+        // An armed queue is told once, so a notification that is dropped would silence it for good.
+        if let Some(ring) = &mut self.notify
+            && !ring.push(&mut self.reader, &NotifyEntry { cq })
+            && self.unsent.insert(cq)
+        {
+            self.counters.delayed_notifications += 1;
         }
         self.irqs.fire(VECTOR_COMPLETION);
+    }
+
+    /// Whether notifications wait for room in their ring.
+    #[inline]
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Delivers notifications that waited, as many as there is room for now. True for any.
+    #[cold]
+    pub fn send_unsent(&mut self) -> bool {
+        let mut sent = false;
+        while let (Some(ring), Some(&cq)) = (&mut self.notify, self.unsent.first()) {
+            if !ring.push(&mut self.reader, &NotifyEntry { cq }) {
+                break;
+            }
+            self.unsent.pop_first();
+            sent = true;
+        }
+        if sent {
+            self.irqs.fire(VECTOR_COMPLETION);
+        }
+        sent
     }
 
     fn recv_ring(
@@ -222,12 +259,12 @@ impl Host for Front {
 
     #[inline]
     fn next_send(&mut self, qp_handle: u32, request: &mut SendRequest) -> Fetch {
-        match get(&mut self.qps, qp_handle) {
-            Some(QpRings { pages, send: Some(send), .. }) => {
-                send.next_send(pages, &mut self.reader, request)
-            }
-            _ => Fetch::Empty,
-        }
+        let Some(QpRings { pages, send: Some(send), .. }) = get(&mut self.qps, qp_handle) else {
+            return Fetch::Empty;
+        };
+        let fetch = send.next_send(pages, &mut self.reader, request);
+        self.taken += u64::from(matches!(fetch, Fetch::Got | Fetch::Malformed));
+        fetch
     }
 
     #[inline]
@@ -244,15 +281,20 @@ impl Host for Front {
 
     #[inline]
     fn complete(&mut self, cq_handle: u32, completion: &Completion) -> Result<(), CqRefusal> {
+        // With RoCE v2, Linux looks the sender's GID up by what kind of packet it came in.
+        let routed = completion.wc_flags & WC_GRH != 0 && self.version >= VERSION_ROCE_V2;
+        let (more_flags, network_hdr_type) =
+            if routed { (WC_WITH_NETWORK_HDR_TYPE, NETWORK_IPV6) } else { (0, 0) };
         let cqe = Cqe {
             wr_id: completion.wr_id,
-            qp: self.qp_name(completion.qp_handle).into(),
+            qp: completion.qp_handle.into(),
             opcode: completion.opcode,
             status: completion.status.wire(),
             byte_len: completion.byte_len,
             imm_data: completion.imm_data,
             src_qp: completion.src_qp,
-            wc_flags: completion.wc_flags,
+            wc_flags: completion.wc_flags | more_flags,
+            network_hdr_type,
             vendor_err: completion.vendor_err,
             port_num: 1,
             ..Cqe::default()
@@ -266,19 +308,11 @@ impl Host for Front {
 
     #[cold]
     fn event(&mut self, kind: EventKind, info: u32) {
-        let about_qp = matches!(
-            kind,
-            EventKind::QpFatal
-                | EventKind::QpRequestError
-                | EventKind::QpAccessError
-                | EventKind::CommunicationEstablished
-                | EventKind::SendQueueDrained
-                | EventKind::QpLastWqeReached
-        );
-        let info = if about_qp { self.qp_name(info) } else { info };
         self.counters.events += 1;
-        if let Some(ring) = &mut self.events {
-            ring.push(&mut self.reader, &EventEntry { kind: kind.wire(), info });
+        if let Some(ring) = &mut self.events
+            && !ring.push(&mut self.reader, &EventEntry { kind: kind.wire(), info })
+        {
+            self.counters.lost_events += 1;
         }
         self.irqs.fire(VECTOR_EVENT);
     }

@@ -110,6 +110,12 @@ impl WorkRing {
         state.load_u32(self.state).is_ok_and(|tail| tail != self.head)
     }
 
+    /// The client's tail, when it is one that this ring can have and can be read.
+    pub fn posted_tail(&self, pages: &mut QueuePages, reader: &mut Reader) -> Option<u32> {
+        let tail = pages.page(reader, 0).ok()?.load_u32(self.state).ok()?;
+        self.size.queued(tail, self.head).filter(|&queued| queued > 0).map(|_| tail)
+    }
+
     /// Requests posted and not yet taken; 0 when that cannot be read.
     pub fn available(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> u32 {
         let Ok(state) = pages.page(reader, 0) else { return 0 };

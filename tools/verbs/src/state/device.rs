@@ -3,7 +3,7 @@
 use holdfast_nic::engine::NicId;
 
 use super::objects::{Context, Owner};
-use super::{Device, FIRST_QPN, PORT, State, check_port};
+use super::{Device, PORT, State, check_port};
 use crate::abi;
 use crate::error::Error;
 use crate::exports;
@@ -74,7 +74,7 @@ impl State {
             vendor_id: 0,
             vendor_part_id: 0,
             hw_ver: 1,
-            max_qp: (limits.max_qp + FIRST_QPN) as i32,
+            max_qp: limits.max_qp as i32,
             max_qp_wr: limits.max_qp_wr as i32,
             device_cap_flags: 0,
             max_sge: limits.max_sge as i32,

@@ -7,7 +7,7 @@ use holdfast_wire::wqe::{Atomic, Av, FLAG_INLINE, Opcode, Rdma, Sge, Ud};
 use zerocopy::IntoBytes;
 
 use super::objects::{Cq, Qp, Srq};
-use super::{FIRST_QPN, State};
+use super::State;
 use crate::abi;
 use crate::error::Error;
 use crate::hca::{Recv, Send};
@@ -194,7 +194,8 @@ fn wc(entry: &Completion) -> abi::Wc {
         vendor_err: entry.vendor_err,
         byte_len: entry.byte_len,
         imm_data: entry.imm_data,
-        qp_num: entry.qp_handle + FIRST_QPN,
+        // The engine numbers queue pairs by handle here.
+        qp_num: entry.qp_handle,
         src_qp: entry.src_qp,
         wc_flags,
         pkey_index: 0,

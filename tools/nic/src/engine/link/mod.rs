@@ -9,7 +9,8 @@
 //!
 //! A responder that must wait for a translation says Busy, and the requester sends the burst again;
 //! the responder keeps no copy. A link that goes down takes its GIDs with it, and what was under
-//! way ends with RetryExceeded.
+//! way ends with RetryExceeded. There are at most [`MAX_LINKS`] at a time; one that is down is
+//! remembered, with the reason, until its place is needed. A link's id is never used again.
 
 mod frame;
 mod fuzz;
@@ -35,17 +36,22 @@ use super::fabric::{Fabric, Route};
 use super::gather::{self, Payload};
 use super::packet::{Datagram, Request};
 
+/// Most links at a time.
+pub(crate) const MAX_LINKS: usize = 64;
 /// Frames that wait between the reader and the engine.
 const CHANNEL: usize = 64;
 /// READ bytes that may be under way on one link.
 const READ_CREDIT: u64 = 8 << 20;
+/// How long a queue pair waits for room in a link's queue, in nanoseconds.
+pub(crate) const FULL_WAIT: u64 = 20_000;
 /// How long to wait for a socket that takes no more, in nanoseconds.
 const SOCKET_WAIT: u64 = 50_000;
 
 /// How a link is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LinkStatus {
-    /// Links count from 0 in the order they were added.
+    /// Links count from 0 in the order they were added, until there were 64; one that takes the
+    /// place of one that is down has its id and 64.
     pub id: usize,
     /// The peer said hello and the link is not down.
     pub up: bool,
@@ -71,20 +77,30 @@ pub(crate) enum Unsent {
 }
 
 struct Link {
+    /// Its place, plus a multiple of [`MAX_LINKS`].
+    id: usize,
     outbox: Outbox,
     events: Option<Receiver<Event>>,
     reader: Option<JoinHandle<()>>,
     bytes_received: Arc<AtomicU64>,
     up: bool,
     down_reason: Option<String>,
+    /// Which one to go down it was; 0 while it is not.
+    down_at: u64,
     /// READ bytes under way.
     reading: u64,
+    /// It was told that the peer announced too many GIDs.
+    surplus_told: bool,
 }
 
 /// Every link of an engine.
 #[derive(Default)]
 pub(crate) struct Links {
     links: Vec<Link>,
+    /// The place of the link whose turn it is.
+    turn: usize,
+    /// How many went down.
+    downs: u64,
 }
 
 impl Links {
@@ -106,20 +122,66 @@ impl Links {
         for gid in fabric.locals() {
             frame::put_gid(&mut outbox.bytes, gid, true);
         }
-        let id = self.links.len();
+        let id = self.vacancy()?;
         let reader = std::thread::Builder::new()
             .name(format!("link-{id}"))
-            .spawn(move || reader::run(theirs, sender, count, waker))?;
-        self.links.push(Link {
+            .spawn(move || reader::run(theirs, sender, count, waker, reader::HELLO_WAIT))?;
+        let link = Link {
+            id,
             outbox,
             events: Some(events),
             reader: Some(reader),
             bytes_received,
             up: false,
             down_reason: None,
+            down_at: 0,
             reading: 0,
-        });
+            surplus_told: false,
+        };
+        match self.links.get_mut(id % MAX_LINKS) {
+            Some(place) => *place = link,
+            None => self.links.push(link),
+        }
         Ok(LinkId(id))
+    }
+
+    /// The id of a next link: a new place, or that of the link which is down for the longest time.
+    fn vacancy(&self) -> io::Result<usize> {
+        if self.links.len() < MAX_LINKS {
+            return Ok(self.links.len());
+        }
+        let down = self.links.iter().filter(|link| link.down_at != 0);
+        let oldest = down.min_by_key(|link| link.down_at);
+        let why = || io::Error::other(format!("all {MAX_LINKS} links are in use"));
+        oldest.map(|link| link.id + MAX_LINKS).ok_or_else(why)
+    }
+
+    fn get(&mut self, id: usize) -> Option<&mut Link> {
+        self.links.get_mut(id % MAX_LINKS).filter(|link| link.id == id)
+    }
+
+    /// The place of the link whose turn it is; then it is the next one's.
+    fn next_slot(&mut self) -> usize {
+        let slot = if self.turn < self.links.len() { self.turn } else { 0 };
+        self.turn = slot + 1;
+        slot
+    }
+
+    /// The peer said hello.
+    fn greeted(&mut self, link: usize) {
+        if let Some(link) = self.get(link) {
+            link.up = true;
+        }
+    }
+
+    /// The peer announced more GIDs than are remembered.
+    #[cold]
+    fn warn_of_surplus(&mut self, link: usize) {
+        if let Some(link) = self.get(link)
+            && !std::mem::replace(&mut link.surplus_told, true)
+        {
+            tracing::warn!(link = link.id, "the peer announced too many GIDs; some are ignored");
+        }
     }
 
     /// Whether a reader has something for the engine.
@@ -166,7 +228,7 @@ impl Links {
         payload: Payload<'_>,
         credit: u64,
     ) -> Result<(), Unsent> {
-        let Some(link) = self.links.get_mut(link) else { return Err(Unsent::Full) };
+        let Some(link) = self.get(link) else { return Err(Unsent::Full) };
         let room = link.reading == 0 || link.reading + credit <= READ_CREDIT;
         if !link.outbox.has_room() || (credit > 0 && !room) {
             return Err(Unsent::Full);
@@ -187,7 +249,7 @@ impl Links {
         datagram: &Datagram,
         payload: Payload<'_>,
     ) -> Result<(), Unsent> {
-        let Some(link) = self.links.get_mut(link) else { return Err(Unsent::Full) };
+        let Some(link) = self.get(link) else { return Err(Unsent::Full) };
         if !link.outbox.has_room() {
             return Err(Unsent::Full);
         }
@@ -200,7 +262,7 @@ impl Links {
     /// READ bytes came, or will not come any more.
     pub(crate) fn return_credit(&mut self, route: Route, bytes: u64) {
         if let Route::Link(link) = route
-            && let Some(link) = self.links.get_mut(link)
+            && let Some(link) = self.get(link)
         {
             link.reading = link.reading.saturating_sub(bytes);
         }
@@ -208,17 +270,22 @@ impl Links {
 
     /// Cuts a link.
     pub(crate) fn close(&mut self, link: usize, why: &str) {
-        if let Some(link) = self.links.get_mut(link) {
+        let order = self.downs + 1;
+        if let Some(link) = self.get(link)
+            && link.down_at == 0
+        {
             link.close(why);
+            link.down_at = order;
+            self.downs = order;
         }
     }
 
     pub(crate) fn status(&self, fabric: &Fabric) -> Vec<LinkStatus> {
-        let each = self.links.iter().enumerate().map(|(id, link)| LinkStatus {
-            id,
+        let each = self.links.iter().map(|link| LinkStatus {
+            id: link.id,
             up: link.up,
             down_reason: link.down_reason.clone(),
-            gids: fabric.learned(id),
+            gids: fabric.learned(link.id),
             bytes_sent: link.outbox.total_written,
             bytes_received: link.bytes_received.load(Ordering::Relaxed),
             queued: link.outbox.queued(),

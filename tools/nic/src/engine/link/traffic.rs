@@ -14,20 +14,40 @@ use crate::engine::responder::{Responder, Sink};
 use crate::engine::sched::QpRef;
 use crate::engine::{Budget, Engine};
 
+/// Most frames that one link's turn takes.
+const SLICE: u32 = 8;
+
 impl<H: Host> Engine<H> {
-    /// Takes what the readers have, within the budget. Says whether there was something.
+    /// Takes what the readers have, within the budget, link by link in turn. Says whether there
+    /// was something.
     pub(in crate::engine) fn run_links(&mut self, now: u64, budget: &mut Budget) -> bool {
+        let (mut worked, mut idle) = (false, 0);
+        while idle < self.links.links.len() && !budget.is_spent() {
+            let slot = self.links.next_slot();
+            if self.run_link(slot, now, budget) {
+                (worked, idle) = (true, 0);
+            } else {
+                idle += 1;
+            }
+        }
+        worked
+    }
+
+    /// One link's turn.
+    fn run_link(&mut self, slot: usize, now: u64, budget: &mut Budget) -> bool {
         let mut worked = false;
-        for link in 0..self.links.links.len() {
-            while !budget.is_spent() {
-                let events = self.links.links[link].events.as_ref();
-                let Some(event) = events.and_then(|e| e.try_recv().ok()) else { break };
-                worked = true;
-                budget.spend(0, 1);
-                match event {
-                    Event::Frame(frame) => self.take_frame(link, frame, now, budget),
-                    Event::Down(why) => self.cut(link, &why),
-                }
+        for _ in 0..SLICE {
+            let link = &self.links.links[slot];
+            let (id, events) = (link.id, link.events.as_ref());
+            if budget.is_spent() {
+                break;
+            }
+            let Some(event) = events.and_then(|e| e.try_recv().ok()) else { break };
+            worked = true;
+            budget.spend(0, 1);
+            match event {
+                Event::Frame(frame) => self.take_frame(id, frame, now, budget),
+                Event::Down(why) => self.cut(id, &why),
             }
         }
         worked
@@ -41,10 +61,10 @@ impl<H: Host> Engine<H> {
 
     fn take_frame(&mut self, link: usize, frame: Frame, now: u64, budget: &mut Budget) {
         match frame {
-            Frame::Hello => self.links.links[link].up = true,
+            Frame::Hello => self.links.greeted(link),
             Frame::GidAdd(gid) => {
                 if !self.fabric.learn(gid, link) {
-                    self.cut(link, "the peer announced too many GIDs");
+                    self.links.warn_of_surplus(link);
                 }
             }
             Frame::GidRemove(gid) => self.fabric.forget(gid, link),
@@ -78,7 +98,8 @@ impl<H: Host> Engine<H> {
             return;
         }
         let Route::Nic(nic) = self.fabric.route(req.ends.to) else { return };
-        let out = &mut self.links.links[link].outbox.bytes;
+        let Some(link) = self.links.get(link) else { return };
+        let out = &mut link.outbox.bytes;
         // The bytes of a READ go straight behind the room for the reply's head.
         let start = out.len();
         out.resize(start + REPLY_HEAD, 0);
