@@ -374,3 +374,94 @@ fn one_call_does_a_bounded_amount_of_work() {
     assert!(!idle.more_to_do && idle.next_deadline.is_none());
     assert!(!pair.engine(a).has_timers());
 }
+
+#[test]
+fn registered_pages_have_a_limit_for_all_regions_together() {
+    let limits = Limits { max_registered_pages: 8, ..Limits::default() };
+    let mut engine: Engine<MemHost> = Engine::new();
+    let nic = engine.add_nic(MemHost::new(), NicConfig { limits, ..NicConfig::default() });
+    let make = |engine: &mut Engine<MemHost>, kind| {
+        let pd = engine.create_pd(nic).expect("a domain");
+        engine.create_mr(nic, MrInit { pd, start: 0, length: 0, access: 1, kind })
+    };
+    // The same page may be named again and again.
+    let pages = |n| MrKind::Pages(vec![0x1000; n]);
+    for round in 0..3 {
+        let first = make(&mut engine, pages(5)).expect("5 of 8");
+        let full = make(&mut engine, pages(4)).expect_err("9 of 8");
+        assert_eq!(full.errno(), libc::ENOMEM, "round {round}: {full}");
+        let full = make(&mut engine, MrKind::FastReg { max_pages: 4 }).expect_err("9 of 8");
+        assert_eq!(full.errno(), libc::ENOMEM, "round {round}: {full}");
+        make(&mut engine, MrKind::Dma).expect("it has no list");
+        make(&mut engine, MrKind::FastReg { max_pages: 3 }).expect("8 of 8");
+        engine.destroy_mr(nic, first.handle).expect("a region");
+        make(&mut engine, pages(5)).expect("8 of 8 again");
+        make(&mut engine, pages(1)).expect_err("9 of 8");
+        engine.reset_nic(nic);
+    }
+}
+
+#[test]
+fn the_general_services_queue_pair_has_handle_and_number_1_to_itself() {
+    for by_handle in [false, true] {
+        let mut engine: Engine<MemHost> = Engine::new();
+        let nic = engine.add_nic(MemHost::new(), NicConfig::default());
+        if by_handle {
+            engine.number_from(nic, 0);
+        }
+        let pd = engine.create_pd(nic).expect("a domain");
+        let cq = engine.create_cq(nic, 16).expect("a queue");
+        let init = |qp_type| QpInit {
+            qp_type,
+            pd,
+            send_cq: cq,
+            recv_cq: cq,
+            srq: None,
+            signal_all: true,
+            cap: QpCap::default(),
+        };
+        for _ in 0..3 {
+            let before = engine.create_qp(nic, &init(QpType::Rc)).expect("a queue pair");
+            let gsi = engine.create_qp(nic, &init(QpType::Gsi)).expect("the only one");
+            let after = engine.create_qp(nic, &init(QpType::Ud)).expect("a queue pair");
+            assert_eq!((gsi.handle, gsi.qpn), (1, 1));
+            for qp in [before, after] {
+                assert!(qp.handle > 1 && qp.qpn & 0xffff == qp.handle, "{qp:?}");
+                assert_eq!(qp.qpn == qp.handle, by_handle, "{qp:?}");
+            }
+            engine.destroy_qp(nic, gsi.handle).expect("it was there");
+        }
+    }
+}
+
+#[test]
+fn a_stall_that_is_over_leaves_the_next_one_its_whole_patience() {
+    const PAUSE: u64 = 1_000_000_000;
+    for error in [false, true] {
+        // Patience is 10 ms.
+        let mut pair = Pair::on(Path::TwoNics);
+        let (a, b) = (pair.a, pair.b);
+        if error {
+            let attr = QpAttr { qp_state: QpState::Error.wire(), ..QpAttr::default() };
+            pair.engine(a).modify_qp(a.nic, a.qp.handle, mask::STATE, &attr).expect("always");
+        }
+        let mut expected = 0;
+        for n in 0..2 {
+            let missed = pair.engine(a).counters(a.nic).translation_misses;
+            pair.host(a).cq_missing = true;
+            let wr = rdma(Opcode::RdmaWrite, &[sge(a, AT, 8)], THERE, b.mr.rkey);
+            pair.send(a, SendRequest { wr_id: n, ..wr });
+            if error {
+                pair.poll();
+            }
+            assert!(pair.engine(a).counters(a.nic).translation_misses > missed, "error {error}");
+            pair.host(a).cq_missing = false;
+            assert_eq!(pair.sent(a).wr_id, n);
+            expected += 1;
+            let counters = pair.engine(a).counters(a.nic).clone();
+            assert_eq!(counters.stalls, expected, "error {error}");
+            assert!(counters.stall_ns > 0 && counters.stall_ns < PAUSE, "error {error}");
+            pair.now += PAUSE;
+        }
+    }
+}

@@ -153,7 +153,10 @@ proptest! {
         if hello {
             theirs.write_all(&hello_frame()).expect("room");
         }
-        for chunk in chunks {
+        for mut chunk in chunks {
+            if chunk.get(AIM_AT) == Some(&AIM) {
+                chunk[AIM_AT].copy_from_slice(&pair.b.qp.qpn.to_le_bytes());
+            }
             // The link may be down by now.
             let _ = theirs.write_all(&chunk);
             pair.poll();
@@ -172,6 +175,11 @@ fn hello_frame() -> Vec<u8> {
     [8u32, 1, 0x4b4e_4c48, 1].iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
+/// Stands in a generated frame for the number of a queue pair, which is not known before it is made.
+const AIM: [u8; 4] = [0xa1; 4];
+/// Where a frame names the queue pair it is for: behind its head and two GIDs.
+const AIM_AT: std::ops::Range<usize> = 40..44;
+
 /// A frame with a sound head; sometimes one that names this engine's queue pairs and GIDs.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
     let body = prop::collection::vec(any::<u8>(), 0..200);
@@ -179,7 +187,7 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
         if aimed && body.len() >= 40 {
             body[..16].copy_from_slice(&gid(2));
             body[16..32].copy_from_slice(&gid(9));
-            body[32..36].copy_from_slice(&0x1_0000u32.to_le_bytes());
+            body[32..36].copy_from_slice(&AIM);
         }
         if aimed && body.len() >= 112 && kind == 4 {
             // A request whose numbers are small, as sound ones are.

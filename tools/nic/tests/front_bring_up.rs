@@ -5,7 +5,7 @@ mod front_rig;
 use front_rig::{Client, IOVA, MEMORY, PAGE, bytes, eventually, process};
 use holdfast_nic::server::{Backend, DmaUnmap};
 use holdfast_nic::{Doorbells, PollMode};
-use holdfast_wire::attr::{QpAttr, SrqAttr, mask};
+use holdfast_wire::attr::{QpAttr, QpType, SrqAttr, mask};
 use holdfast_wire::cmd::{self, Command, ResponseHeader};
 use holdfast_wire::regs;
 use zerocopy::IntoBytes;
@@ -197,27 +197,6 @@ fn queue_pairs_are_checked_before_they_are_made() {
 }
 
 #[test]
-fn ring_pages_are_zeroed_but_the_state_page_is_not() {
-    let process = process(1, |_| {});
-    let mut client = Client::start(&process, 0);
-    let pages = client.alloc(2);
-    client.memory.write(pages.first, &[0xaa; 2 * PAGE]);
-    client
-        .call::<cmd::CreateCqResp>(Command::CreateCq, |hdr| {
-            bytes(&cmd::CreateCq {
-                hdr,
-                pdir_dma: pages.pdir,
-                cqe: 64,
-                nchunks: 2,
-                ..Default::default()
-            })
-        })
-        .unwrap();
-    assert!(client.memory.bytes(pages.first, PAGE).iter().all(|&byte| byte == 0xaa));
-    assert!(client.memory.bytes(pages.first + PAGE, PAGE).iter().all(|&byte| byte == 0));
-}
-
-#[test]
 fn shared_receive_queues_live_their_life() {
     let process = process(1, |_| {});
     let mut client = Client::start(&process, 0);
@@ -252,20 +231,36 @@ fn shared_receive_queues_live_their_life() {
 }
 
 #[test]
-fn below_version_20_the_handle_is_the_number() {
+fn below_version_20_a_queue_pair_has_one_name() {
     let process = process(1, |options| options.version = 17);
     let mut client = Client::start(&process, 0);
+    let max_qp = client.caps().max_qp;
     let pd = client.create_pd();
     let cq = client.create_cq(64);
-    let qp = client.create_qp(pd, &cq);
-    assert_eq!(qp.handle, qp.qpn);
-    let init = QpAttr { qp_state: 1, port_num: 1, ..Default::default() };
-    let bits = mask::STATE | mask::PORT | mask::PKEY_INDEX | mask::ACCESS_FLAGS;
-    client.modify(&qp, bits, init).unwrap();
-    let found: cmd::QueryQpResp = client
-        .call(Command::QueryQp, |hdr| bytes(&cmd::QueryQp { hdr, qp_handle: qp.qpn, attr_mask: 1 }))
-        .unwrap();
-    assert_eq!(found.attrs.qp_state, 1);
+    let mut names = Vec::new();
+    for qp_type in [QpType::Gsi, QpType::Rc, QpType::Ud, QpType::Rc] {
+        let qp = client.create_qp_of(qp_type, pd, &cq);
+        // Linux keeps queue pairs by `name % max_qp`, and looks completions up by 16 bits of it.
+        assert!(qp.qpn < max_qp && qp.qpn <= 0xffff, "{:#x}", qp.qpn);
+        let init = QpAttr { qp_state: 1, port_num: 1, ..Default::default() };
+        let bits = match qp_type {
+            QpType::Rc => mask::STATE | mask::PORT | mask::PKEY_INDEX | mask::ACCESS_FLAGS,
+            QpType::Gsi => mask::STATE | mask::PKEY_INDEX | mask::QKEY,
+            _ => mask::STATE | mask::PORT | mask::PKEY_INDEX | mask::QKEY,
+        };
+        client.modify(&qp, bits, init).unwrap();
+        let found: cmd::QueryQpResp = client
+            .call(Command::QueryQp, |hdr| {
+                bytes(&cmd::QueryQp { hdr, qp_handle: qp.qpn, attr_mask: 1 })
+            })
+            .unwrap();
+        assert_eq!(found.attrs.qp_state, 1, "{qp_type:?}");
+        names.push(qp.qpn);
+    }
+    assert_eq!(names[0], 1, "general services");
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), 4, "each has a name of its own");
 }
 
 #[test]

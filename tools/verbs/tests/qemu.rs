@@ -2,9 +2,8 @@
 //!
 //! No guest runs: QEMU stands still before its first instruction. What a guest does with the
 //! devices is for the lab's `qemu72` suite.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::macro_metavars_in_unsafe)]
 
-#[allow(dead_code)]
 mod rig;
 
 use std::io::{BufRead, BufReader, Write};

@@ -4,8 +4,8 @@
 //!   other, with all data checked ([`joint`]).
 //! * `pingpong` is the peer of an unmodified `ibv_rc_pingpong` or `ibv_ud_pingpong`
 //!   ([`pingpong`]).
-//! * `measure` times what perftest cannot: registration, and the way from opening a device to the
-//!   first completion ([`measure`]).
+//! * `measure` times what perftest cannot: registration, the way from opening a device to the
+//!   first completion ([`measure`]), and both ends played by one thread ([`one_thread`]).
 //! * `table` sets the figures of both drivers side by side ([`table`]).
 
 mod end;
@@ -13,6 +13,7 @@ mod holdfast_end;
 mod joint;
 mod kernel_end;
 mod measure;
+mod one_thread;
 mod pingpong;
 mod report;
 mod table;
@@ -22,7 +23,7 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use holdfast::{Device, DeviceAddress};
 
@@ -46,14 +47,14 @@ enum Verb {
     },
     /// Plays the peer of ibv_rc_pingpong or ibv_ud_pingpong
     Pingpong(pingpong::Options),
-    /// Times registration and the control path of one driver, as JSON
+    /// Times what perftest cannot, with one driver on two NICs, as JSON
     Measure {
-        /// A NIC that Holdfast drives
-        #[arg(long, conflicts_with = "verbs", required_unless_present = "verbs")]
-        device: Option<DeviceAddress>,
-        /// An RDMA device of Linux's driver
+        /// A NIC that Holdfast drives; twice
+        #[arg(long, conflicts_with = "verbs")]
+        device: Vec<DeviceAddress>,
+        /// An RDMA device of Linux's driver; twice
         #[arg(long)]
-        verbs: Option<String>,
+        verbs: Vec<String>,
     },
     /// Prints the IPv6 address of a NIC's GID, and the MAC address that belongs to it
     Gid {
@@ -87,9 +88,10 @@ fn run(verb: Verb) -> Result<bool> {
         Verb::Joint { device, verbs } => joint::run(&device, &verbs),
         Verb::Pingpong(options) => pingpong::run(&options).map(|()| true),
         Verb::Measure { device, verbs } => {
-            let figures = match (device, verbs) {
-                (Some(device), _) => measure::holdfast(&device)?,
-                (None, verbs) => measure::kernel(&verbs.unwrap_or_default())?,
+            let figures = match (&device[..], &verbs[..]) {
+                ([one, two], []) => measure::holdfast(one, two)?,
+                ([], [one, two]) => measure::kernel(one, two)?,
+                _ => bail!("two of --device, or two of --verbs"),
             };
             println!("{}", serde_json::to_string_pretty(&figures)?);
             Ok(true)

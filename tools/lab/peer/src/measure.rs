@@ -1,5 +1,6 @@
 //! What perftest cannot measure, measured in the same way through either driver: registration of
-//! memory, and the control path from opening a device to the first completion.
+//! memory, and the control path from opening a device to the first completion; and the loops of
+//! [`one_thread`].
 //!
 //! Memory is populated before it is registered, so what is timed is pinning, mapping and the
 //! device's command. The control path opens the device, registers a page, makes a completion
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::end::{End, Operation, Request};
 use crate::holdfast_end::HoldfastEnd;
 use crate::kernel_end::KernelEnd;
+use crate::one_thread::{self, Loops};
 use crate::verbs::{Context, Domain};
 
 /// Registrations, with their names in the table, and how often each is done.
@@ -30,10 +32,16 @@ pub struct Figures {
     pub register_us: Vec<(String, f64)>,
     /// From opening the device to the first completion.
     pub open_to_completion_us: f64,
+    /// Two NICs and one thread.
+    pub loops: Loops,
 }
 
-/// Measures Holdfast.
-pub fn holdfast(address: &DeviceAddress) -> Result<Figures> {
+/// Measures Holdfast on two NICs; where one will do, on the first.
+pub fn holdfast(address: &DeviceAddress, other: &DeviceAddress) -> Result<Figures> {
+    let loops = one_thread::run(
+        &mut HoldfastEnd::open(address, one_thread::MEMORY)?,
+        &mut HoldfastEnd::open(other, one_thread::MEMORY)?,
+    )?;
     let open_to_completion_us = median(OPENINGS, || {
         let start = Instant::now();
         let mut end = HoldfastEnd::open(address, 4096)?;
@@ -43,7 +51,7 @@ pub fn holdfast(address: &DeviceAddress) -> Result<Figures> {
     let device = Device::open(address)?;
     let pd = device.protection_domain()?;
     let register = |memory: Memory| register_once(&pd, memory);
-    Ok(Figures { register_us: registrations(register)?, open_to_completion_us })
+    Ok(Figures { register_us: registrations(register)?, open_to_completion_us, loops })
 }
 
 fn register_once(pd: &ProtectionDomain, memory: Memory) -> Result<(f64, Memory)> {
@@ -53,8 +61,12 @@ fn register_once(pd: &ProtectionDomain, memory: Memory) -> Result<(f64, Memory)>
     Ok((seconds, region.deregister()?))
 }
 
-/// Measures Linux's driver.
-pub fn kernel(name: &str) -> Result<Figures> {
+/// Measures Linux's driver on two RDMA devices; where one will do, on the first.
+pub fn kernel(name: &str, other: &str) -> Result<Figures> {
+    let loops = one_thread::run(
+        &mut KernelEnd::open(name, one_thread::MEMORY)?,
+        &mut KernelEnd::open(other, one_thread::MEMORY)?,
+    )?;
     let open_to_completion_us = median(OPENINGS, || {
         let start = Instant::now();
         let mut end = KernelEnd::open(name, 4096)?;
@@ -69,7 +81,7 @@ pub fn kernel(name: &str) -> Result<Figures> {
         let seconds = start.elapsed().as_secs_f64();
         Ok((seconds, region.deregister()))
     };
-    Ok(Figures { register_us: registrations(register)?, open_to_completion_us })
+    Ok(Figures { register_us: registrations(register)?, open_to_completion_us, loops })
 }
 
 /// Connects an end to itself and moves 8 bytes.

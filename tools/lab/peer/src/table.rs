@@ -97,6 +97,15 @@ pub fn run(folder: &Path, json: &Path) -> Result<()> {
     for ((size, theirs), (_, ours)) in linux.register_us.iter().zip(&holdfast.register_us) {
         rows.push(Row::new(format!("register {size}"), "us", *theirs, *ours, "lower"));
     }
+    let (theirs, ours) = (linux.loops, holdfast.loops);
+    for (name, unit, theirs, ours, better) in [
+        ("write lat, 8 B", "us", theirs.write_lat_us, ours.write_lat_us, "lower"),
+        ("send lat, 8 B", "us", theirs.send_lat_us, ours.send_lat_us, "lower"),
+        ("write bw, 64 KiB", "Gbit/s", theirs.write_gbit_per_s, ours.write_gbit_per_s, "higher"),
+        ("write rate, 8 B", "M/s", theirs.write_mops, ours.write_mops, "higher"),
+    ] {
+        rows.push(Row::new(format!("{name}, one thread"), unit, theirs, ours, better));
+    }
     let name = "open to first completion".to_owned();
     let (theirs, ours) = (linux.open_to_completion_us, holdfast.open_to_completion_us);
     rows.push(Row::new(name, "us", theirs, ours, "lower"));
@@ -127,10 +136,10 @@ impl Row {
 
 fn draw(rows: &[Row]) -> String {
     let mut text =
-        format!("     {:<26} {:>12} {:>12} {:<7} {:>6}\n", "", "Linux", "Holdfast", "", "ratio");
+        format!("     {:<28} {:>12} {:>12} {:<7} {:>6}\n", "", "Linux", "Holdfast", "", "ratio");
     for row in rows {
         text += &format!(
-            "     {:<26} {:>12} {:>12} {:<7} {:>6.2}  {} is better\n",
+            "     {:<28} {:>12} {:>12} {:<7} {:>6.2}  {} is better\n",
             row.name,
             figure(row.linux),
             figure(row.holdfast),

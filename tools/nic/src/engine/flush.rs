@@ -105,6 +105,7 @@ impl<H: Host> Engine<H> {
         budget.spend(0, 1);
         match if due { nic.post(&mut self.sched, cq, &entry) } else { Posted::Yes } {
             Posted::Yes | Posted::Lost => {
+                nic.unstall(at.handle, Half::Sender, now);
                 if let Some(qp) = nic.qps.get_mut(at.handle) {
                     qp.sender.window.pop();
                 }
@@ -137,6 +138,7 @@ impl<H: Host> Engine<H> {
         budget.spend(0, 1);
         match nic.post(&mut self.sched, cq, &entry) {
             Posted::Yes | Posted::Lost => {
+                nic.unstall(at.handle, Half::Sender, now);
                 if let Some(qp) = nic.qps.get_mut(at.handle) {
                     qp.receiver.taken = false;
                 }

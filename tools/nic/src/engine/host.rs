@@ -8,7 +8,6 @@
 //! Everything here is called on the engine's thread only.
 
 use arrayvec::ArrayVec;
-use holdfast_wire::attr::QpAttr;
 use holdfast_wire::completion::Status;
 use holdfast_wire::event::EventKind;
 use holdfast_wire::wqe::{Opcode, Sge};
@@ -170,6 +169,3 @@ pub struct QpInit {
     /// Depths and sizes granted.
     pub cap: holdfast_wire::attr::QpCap,
 }
-
-/// What MODIFY_QP carries: the attributes and which of them are meant.
-pub type QpModify<'a> = (u32, &'a QpAttr);

@@ -190,7 +190,7 @@ impl<H: Host> Engine<H> {
                     solicited: !success,
                 };
                 match nic.post(&mut self.sched, cq, &entry) {
-                    Posted::Yes => stalls |= waited,
+                    Posted::Yes => {}
                     Posted::Later => {
                         match nic.stall(at.handle, Half::Sender, now) {
                             Some(then) => self.wait(at, then),
@@ -206,6 +206,10 @@ impl<H: Host> Engine<H> {
             }
             let Some(qp) = nic.qps.get_mut(at.handle) else { return Step::Stop };
             qp.sender.window.pop();
+            // A stall that no unsent request explains was this completion's, and is over.
+            if qp.sender.stalled_since.is_some() && !qp.sender.window.has_unsent() {
+                nic.unstall(at.handle, Half::Sender, now);
+            }
             if !success {
                 nic.send_failed(&mut self.sched, at.handle);
                 return Step::Stop;

@@ -119,3 +119,48 @@ impl<T> Table<T> {
         self.slots.iter().enumerate().filter(|(_, s)| s.value.is_some()).map(|(i, _)| i as u32)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_cannot_be_foretold_from_another_table() {
+        let generations = || {
+            let mut table = Table::new("thing", 64);
+            let mut seen = Vec::new();
+            for _ in 0..64 {
+                table.insert(|_, generation| seen.push(generation)).expect("room");
+            }
+            assert!(!seen.contains(&0));
+            seen
+        };
+        assert_ne!(generations(), generations());
+    }
+
+    #[test]
+    fn a_generation_changes_with_each_use_and_is_never_0() {
+        let mut table = Table::new("thing", 1);
+        let mut last = 0;
+        for _ in 0..600 {
+            let handle = table.insert(|_, generation| generation).expect("room");
+            let generation = table.remove(handle).expect("it is there");
+            assert!(generation != last && generation != 0);
+            last = generation;
+        }
+    }
+
+    #[test]
+    fn reserved_handles_are_given_by_name_only() {
+        let mut table = Table::with_reserved("thing", 4, 2);
+        for round in 0..3 {
+            assert_eq!(table.insert(|i, _| i), Ok(2));
+            assert_eq!(table.insert(|i, _| i), Ok(3));
+            assert!(table.insert(|i, _| i).is_err(), "full, in round {round}");
+            assert_eq!(table.insert_at(1, |i, _| i), Ok(1));
+            assert!(table.insert_at(1, |i, _| i).is_err(), "in use");
+            assert!(table.insert_at(2, |i, _| i).is_err(), "not reserved");
+            table.clear();
+        }
+    }
+}

@@ -160,6 +160,18 @@ mod tests {
     }
 
     #[test]
+    fn hints_among_the_access_flags_are_ignored_and_unknown_ones_refused() {
+        let limits = Limits::default();
+        let mask = m::STATE | m::PKEY_INDEX | m::PORT | m::ACCESS_FLAGS;
+        for (flags, sound) in [(0x7f, true), (0x80, true), (1 << 20, true), (0x100, false)] {
+            let qp_state = Init.wire();
+            let attr =
+                QpAttr { qp_state, port_num: 1, qp_access_flags: flags, ..QpAttr::default() };
+            assert_eq!(check(QpType::Rc, Reset, mask, &attr, &limits).is_ok(), sound, "{flags:#x}");
+        }
+    }
+
+    #[test]
     fn a_missing_attribute_is_named() {
         let attr = QpAttr { qp_state: Init.wire(), port_num: 1, ..QpAttr::default() };
         let mask = m::STATE | m::PKEY_INDEX | m::PORT;

@@ -64,7 +64,11 @@ impl FileFacts {
             if let Some(remote) = remote(system) {
                 return Err(Unfit::Remote(remote));
             }
-            if system == HUGETLBFS_MAGIC { usize::try_from(stat.st_blksize).ok() } else { Some(4096) }
+            if system == HUGETLBFS_MAGIC {
+                usize::try_from(stat.st_blksize).ok()
+            } else {
+                Some(4096)
+            }
         } else {
             let page = (kind == SFlag::S_IFCHR).then(|| devdax_page(stat.st_rdev)).flatten();
             Some(page.ok_or(Unfit::Kind)?)
@@ -169,8 +173,12 @@ impl Backing {
             registration: None,
             _lease: lease,
         };
-        backing.registration =
-            Registration::new(backing.base.as_ptr().expose_provenance(), bytes, facts.page, account.poison());
+        backing.registration = Registration::new(
+            backing.base.as_ptr().expose_provenance(),
+            bytes,
+            facts.page,
+            account.poison(),
+        );
         if backing.registration.is_none() {
             return Err(MapError::Limit { what: "mapped files", limit: MAX_BACKINGS });
         }

@@ -65,7 +65,9 @@ pub enum MapError {
         system: &'static str,
     },
     /// A descriptor that is no memory.
-    #[error("the client's memory is neither a regular file (memfd, tmpfs, hugetlbfs, ...) nor devdax")]
+    #[error(
+        "the client's memory is neither a regular file (memfd, tmpfs, hugetlbfs, ...) nor devdax"
+    )]
     Kind,
     /// The client's file could not be looked at or mapped.
     #[error("cannot map {len:#x} bytes at offset {offset:#x} of the client's file: {errno}")]

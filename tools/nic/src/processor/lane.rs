@@ -131,13 +131,7 @@ impl Lane {
 
     /// Runs a queue pair that has sends. True when it took some.
     #[inline]
-    fn serve(
-        lanes: &[Lane],
-        index: usize,
-        engine: &mut Engine<Front>,
-        qp: u32,
-        now: u64,
-    ) -> bool {
+    fn serve(lanes: &[Lane], index: usize, engine: &mut Engine<Front>, qp: u32, now: u64) -> bool {
         let nic = lanes[index].nic();
         let before = engine.host(nic).sends_taken();
         engine.send_doorbell(nic, qp, now);

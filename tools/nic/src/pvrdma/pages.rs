@@ -22,7 +22,11 @@ pub struct PageBudget(Arc<AtomicUsize>);
 impl PageBudget {
     /// Takes `pages` pages; `None` when that would be more than [`MAX_QUEUE_PAGES`].
     pub fn take(&self, pages: usize) -> Option<PageLease> {
-        let taken = self.0.load(Ordering::Relaxed).checked_add(pages).filter(|&taken| taken <= MAX_QUEUE_PAGES)?;
+        let taken = self
+            .0
+            .load(Ordering::Relaxed)
+            .checked_add(pages)
+            .filter(|&taken| taken <= MAX_QUEUE_PAGES)?;
         self.0.store(taken, Ordering::Relaxed);
         Some(PageLease { pages, budget: self.clone() })
     }

@@ -186,6 +186,8 @@ pub struct Side {
 /// Two connected queue pairs.
 pub struct Pair {
     pub engines: Vec<Engine<MemHost>>,
+    /// The link's name at each engine, if there is one.
+    pub links: Vec<LinkId>,
     pub now: u64,
     pub a: Side,
     pub b: Side,
@@ -223,12 +225,13 @@ impl Pair {
         };
         let a = side(&mut engines[0], 0, a_nic, gid(1), 0, &options);
         let b = side(&mut engines[b_engine], b_engine, b_nic, gid(2), 1, &options);
+        let mut links = Vec::new();
         if options.path == Path::Link {
             let (one, other) = UnixStream::pair().expect("a socket pair");
-            engines[0].add_link(one, Box::new(|| {})).expect("a link");
-            engines[1].add_link(other, Box::new(|| {})).expect("a link");
+            links.push(engines[0].add_link(one, Box::new(|| {})).expect("a link"));
+            links.push(engines[1].add_link(other, Box::new(|| {})).expect("a link"));
         }
-        let mut pair = Self { engines, now: 1_000, a, b, options };
+        let mut pair = Self { engines, links, now: 1_000, a, b, options };
         if pair.options.path == Path::Link {
             pair.until("the link is up", |p| {
                 p.engines.iter().all(|e| e.links()[0].up && e.links()[0].gids > 0)

@@ -2,13 +2,15 @@
 //! the queues at fixed shapes. It plays the backend's calls directly, without a socket.
 #![allow(unsafe_code, dead_code, unreachable_pub)]
 
+pub mod pair;
+
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_nic::server::{Backend, DmaMap, IrqAction};
 use holdfast_nic::{NicOptions, NicProcess};
-use holdfast_wire::attr::{QpAttr, mask};
+use holdfast_wire::attr::{QpAttr, QpType, mask};
 use holdfast_wire::cmd::{self, Command, RequestHeader, ResponseHeader};
 use holdfast_wire::completion::Cqe;
 use holdfast_wire::dsr::{Caps, RingPages, SharedRegion, gos_linux};
@@ -398,7 +400,12 @@ impl<'a> Client<'a> {
     }
 
     pub fn create_qp(&mut self, pd: u32, cq: &Cq) -> Qp {
-        let (request, pages, send_pages) = self.qp_request(pd, cq, 0);
+        self.create_qp_of(QpType::Rc, pd, cq)
+    }
+
+    pub fn create_qp_of(&mut self, qp_type: QpType, pd: u32, cq: &Cq) -> Qp {
+        let (mut request, pages, send_pages) = self.qp_request(pd, cq, 0);
+        request.qp_type = qp_type.wire();
         assert_eq!(self.execute(request.as_bytes()), 0);
         let (handle, qpn) = if self.version >= regs::VERSION_QP_HANDLE {
             let resp: cmd::CreateQpRespV2 = self.response();
@@ -459,6 +466,17 @@ impl<'a> Client<'a> {
             | mask::SQ_PSN
             | mask::MAX_QP_RD_ATOMIC;
         self.modify(qp, bits, rts).unwrap();
+    }
+
+    /// Takes a datagram queue pair to RTS with queue key `qkey`.
+    pub fn open_datagrams(&mut self, qp: &Qp, qkey: u32) {
+        let to = |qp_state| QpAttr { qp_state, port_num: 1, qkey, ..Default::default() };
+        // General services have no port of their own.
+        let port = if qp.qpn == 1 { 0 } else { mask::PORT };
+        let init = mask::STATE | mask::PKEY_INDEX | mask::QKEY | port;
+        self.modify(qp, init, to(1)).unwrap();
+        self.modify(qp, mask::STATE, to(2)).unwrap();
+        self.modify(qp, mask::STATE | mask::SQ_PSN, to(3)).unwrap();
     }
 
     /// Puts a request in the send ring, without a doorbell.

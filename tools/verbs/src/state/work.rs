@@ -6,8 +6,8 @@ use holdfast_wire::completion::{self, CqeOpcode};
 use holdfast_wire::wqe::{Atomic, Av, FLAG_INLINE, Opcode, Rdma, Sge, Ud};
 use zerocopy::IntoBytes;
 
-use super::objects::{Cq, Qp, Srq};
 use super::State;
+use super::objects::{Cq, Qp, Srq};
 use crate::abi;
 use crate::error::Error;
 use crate::hca::{Recv, Send};
