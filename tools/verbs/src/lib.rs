@@ -19,7 +19,8 @@
 //! ```
 //!
 //! Preload QEMU itself, not a program that starts it (`timeout`, a shell). A second device takes
-//! another slot, `ibdev=hf1` and a chardev of its own. The small shared `memory-backend-ram` is
+//! another slot, `ibdev=hf1` and a chardev of its own; with two of them QEMU 7.2 crashes when it
+//! *ends*, because it frees its table of address handles once for each device. The small shared `memory-backend-ram` is
 //! what QEMU's check of its memory wants to see; memfd alone it refuses.
 //!
 //! # Settings

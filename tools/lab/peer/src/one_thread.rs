@@ -37,9 +37,8 @@ pub fn run(a: &mut dyn End, b: &mut dyn End) -> Result<Loops> {
     a.connect(&at_b)?;
     b.connect(&at_a)?;
     let write_lat_us = median(|round| write_round(a, b, round))?;
-    for end in [&mut *a, &mut *b] {
-        end.receive(LANDING, 8)?;
-    }
+    a.receive(LANDING, 8)?;
+    b.receive(LANDING, 8)?;
     let send_lat_us = median(|_| send_round(a, b))?;
     let seconds = stream(a, b, 64 << 10, 16, 2000)?;
     let write_gbit_per_s = 2000.0 * f64::from(64 << 10) * 8.0 / seconds / 1e9;
@@ -126,12 +125,14 @@ fn send_round(a: &mut dyn End, b: &mut dyn End) -> Result<Duration> {
     b.post(&send)?;
     received(a, &mut sent_a)?;
     let time = start.elapsed();
-    for (end, sent) in [(&mut *a, sent_a), (&mut *b, sent_b)] {
-        if sent == 0 {
-            completion(end)?;
-        }
-        end.receive(LANDING, 8)?;
+    if sent_a == 0 {
+        completion(a)?;
     }
+    if sent_b == 0 {
+        completion(b)?;
+    }
+    a.receive(LANDING, 8)?;
+    b.receive(LANDING, 8)?;
     Ok(time)
 }
 

@@ -138,8 +138,8 @@ pub fn run(options: &Options) -> Result<()> {
 /// What we send in a round.
 fn message(size: usize, round: u32) -> Vec<u8> {
     let byte = |at: usize| {
-        let mixed = (at as u32).wrapping_mul(2_654_435_761).wrapping_add(round.wrapping_mul(77));
-        if at % PAGE == 0 { 0 } else { (mixed >> 24) as u8 }
+        let mixed = (at as u32 ^ round.wrapping_mul(0x9e37_79b9)).wrapping_mul(2_654_435_761);
+        if at.is_multiple_of(PAGE) { 0 } else { (mixed >> 24) as u8 }
     };
     (0..size).map(byte).collect()
 }
@@ -332,7 +332,8 @@ mod tests {
     #[test]
     fn messages_differ_and_pass_the_tools_own_check() {
         let (one, other) = (message(9000, 1), message(9000, 2));
-        assert_ne!(one, other);
+        let same = one.iter().zip(&other).filter(|(a, b)| a == b).count();
+        assert!(same < 200, "{same} of 9000 bytes are the same in two rounds");
         assert_eq!([one[0], one[4096], one[8192]], [0; 3]);
     }
 }

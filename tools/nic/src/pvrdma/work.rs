@@ -14,6 +14,9 @@ use super::pages::QueuePages;
 use crate::engine::host::{Fetch, MAX_INLINE, MAX_SGE, Miss, RecvRequest, SendRequest};
 use crate::memory::{Fault, Reader, Span};
 
+/// How many slots ahead of the one in work the cache is asked for.
+const PREFETCH_DISTANCE: u32 = 6;
+
 /// The consumer's side of one ring of work requests.
 #[derive(Debug)]
 pub struct WorkRing {
@@ -135,8 +138,23 @@ impl WorkRing {
                 Some(_) => self.tail = tail,
             }
         }
+        self.prefetch_ahead(pages, reader);
         let slot = self.size.slot(self.head);
         pages.slot(reader, self.first_page, self.stride, slot).map_err(Stop::Miss)
+    }
+
+    /// Asks the cache for a later slot of the same batch, which another processor has just
+    /// written, so that its way here overlaps the work on the slots before it.
+    #[inline]
+    fn prefetch_ahead(&self, pages: &mut QueuePages, reader: &mut Reader) {
+        let posted = self.tail.wrapping_sub(self.head) & (2 * self.size.slots() - 1);
+        if posted > PREFETCH_DISTANCE {
+            let slot = self.size.slot(self.size.advance(self.head, PREFETCH_DISTANCE));
+            if let Ok(span) = pages.slot(reader, self.first_page, self.stride, slot) {
+                span.prefetch(0);
+                span.prefetch(span.len().min(65) - 1);
+            }
+        }
     }
 
     #[inline]

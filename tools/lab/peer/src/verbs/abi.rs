@@ -74,7 +74,7 @@ pub struct SendWr {
     pub rkey_or_compare_add: u64,
     pub swap: u64,
     pub atomic_rkey: u32,
-    pub rest: [u32; 13],
+    pub rest: [u32; 15],
 }
 
 /// `struct ibv_recv_wr`.

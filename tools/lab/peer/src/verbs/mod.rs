@@ -361,7 +361,7 @@ impl QueuePair {
             rkey_or_compare_add: compare_add,
             swap,
             atomic_rkey: request.rkey,
-            rest: [0; 13],
+            rest: [0; 15],
         };
         let mut bad = ptr::null_mut();
         let qp = self.object.as_ptr::<abi::Qp>();
