@@ -1,6 +1,6 @@
 # The same measurements with Linux's driver and perftest, and then with Holdfast: two processes,
-# one on each NIC, the same sizes, counts, depths and batches; then both NICs by one thread, whose
-# figures hold on a machine of few processors too. See tools/lab/peer.
+# one on each NIC, the same sizes, counts, depths and batches; then both NICs by one thread, which
+# needs fewer processors. See tools/lab/peer.
 . /job/lab/check.sh
 LIMIT=120
 raw=/job/out/compare
