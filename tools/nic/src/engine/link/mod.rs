@@ -9,7 +9,7 @@
 //!
 //! A responder that must wait for a translation says Busy, and the requester sends the burst again;
 //! the responder keeps no copy. A link that goes down takes its GIDs with it, and what was under
-//! way ends with RetryExceeded. There are at most [`MAX_LINKS`] at a time; one that is down is
+//! way ends with RetryExceeded. There are at most `MAX_LINKS` at a time; one that is down is
 //! remembered, with the reason, until its place is needed. A link's id is never used again.
 
 mod frame;
