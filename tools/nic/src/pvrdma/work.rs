@@ -14,9 +14,6 @@ use super::pages::QueuePages;
 use crate::engine::host::{Fetch, MAX_INLINE, MAX_SGE, Miss, RecvRequest, SendRequest};
 use crate::memory::{Fault, Reader, Span};
 
-/// How many slots ahead of the one in work the cache is asked for.
-const PREFETCH_DISTANCE: u32 = 6;
-
 /// The consumer's side of one ring of work requests.
 #[derive(Debug)]
 pub struct WorkRing {
@@ -138,23 +135,8 @@ impl WorkRing {
                 Some(_) => self.tail = tail,
             }
         }
-        self.prefetch_ahead(pages, reader);
         let slot = self.size.slot(self.head);
         pages.slot(reader, self.first_page, self.stride, slot).map_err(Stop::Miss)
-    }
-
-    /// Asks the cache for a later slot of the same batch, which another processor has just
-    /// written, so that its way here overlaps the work on the slots before it.
-    #[inline]
-    fn prefetch_ahead(&self, pages: &mut QueuePages, reader: &mut Reader) {
-        let posted = self.tail.wrapping_sub(self.head) & (2 * self.size.slots() - 1);
-        if posted > PREFETCH_DISTANCE {
-            let slot = self.size.slot(self.size.advance(self.head, PREFETCH_DISTANCE));
-            if let Ok(span) = pages.slot(reader, self.first_page, self.stride, slot) {
-                span.prefetch(0);
-                span.prefetch(span.len().min(65) - 1);
-            }
-        }
     }
 
     #[inline]
@@ -177,6 +159,25 @@ impl WorkRing {
         Miss { iova: pages.iova(page) + (byte % holdfast_wire::PAGE_SIZE) as u64 }
     }
 
+    /// Takes the next request, parsed by `parse`; it stays where it is if its memory vanished.
+    #[inline]
+    fn take(
+        &mut self,
+        pages: &mut QueuePages,
+        reader: &mut Reader,
+        parse: impl FnOnce(&Self, &Span) -> Result<Fetch, Fault>,
+    ) -> Fetch {
+        let slot = match self.next_slot(pages, reader) {
+            Ok(slot) => slot,
+            Err(stop) => return stop.into(),
+        };
+        let Ok(fetch) = parse(self, &slot) else {
+            return Fetch::Miss(self.slot_miss(pages));
+        };
+        self.taken(pages, reader);
+        fetch
+    }
+
     /// Takes the next send request.
     #[inline]
     pub fn next_send(
@@ -185,15 +186,7 @@ impl WorkRing {
         reader: &mut Reader,
         request: &mut SendRequest,
     ) -> Fetch {
-        let slot = match self.next_slot(pages, reader) {
-            Ok(slot) => slot,
-            Err(stop) => return stop.into(),
-        };
-        let Ok(fetch) = self.parse_send(&slot, request) else {
-            return Fetch::Miss(self.slot_miss(pages));
-        };
-        self.taken(pages, reader);
-        fetch
+        self.take(pages, reader, |ring, slot| ring.parse_send(slot, request))
     }
 
     #[inline]
@@ -239,15 +232,7 @@ impl WorkRing {
         reader: &mut Reader,
         request: &mut RecvRequest,
     ) -> Fetch {
-        let slot = match self.next_slot(pages, reader) {
-            Ok(slot) => slot,
-            Err(stop) => return stop.into(),
-        };
-        let Ok(fetch) = self.parse_recv(&slot, request) else {
-            return Fetch::Miss(self.slot_miss(pages));
-        };
-        self.taken(pages, reader);
-        fetch
+        self.take(pages, reader, |ring, slot| ring.parse_recv(slot, request))
     }
 
     #[inline]
