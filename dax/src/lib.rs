@@ -21,17 +21,22 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`notify`] says when the memory behind a file is about to change.
+//!
 //! This crate knows files and memory; it knows neither devices nor the IOMMU.
 
 mod error;
 mod hugetlb;
+mod identity;
 mod map;
 mod memory;
+pub mod notify;
 mod open;
 mod size;
 mod source;
 
 pub use error::{Error, Result};
+pub use identity::FileId;
 pub use memory::{Kind, Memory, Populate};
 pub use size::{SizeError, parse_size};
 pub use source::{Source, SourceError};
