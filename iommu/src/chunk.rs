@@ -1,13 +1,17 @@
 //! A chunk: what one call mapped, and so the unit in which memory can be taken away.
 
+use std::time::Instant;
+
 use crate::scrap::Use;
-use crate::{IovaRange, Prot};
+use crate::{IovaRange, Prot, Tenant};
 
 /// The unit of mapping.
 pub(crate) struct Chunk {
     /// Which [`crate::Mapping`] it belongs to: addresses are given out again, numbers are not.
     pub(crate) owner: u64,
     pub(crate) prot: Prot,
+    /// Whose scrap may stand behind it.
+    pub(crate) tenant: Option<Tenant>,
     pub(crate) on: On,
 }
 
@@ -15,7 +19,8 @@ pub(crate) struct Chunk {
 pub(crate) enum On {
     Memory,
     Scrap(Use),
-    Nothing,
+    /// Nothing, and since when.
+    Nothing(Instant),
 }
 
 /// What stands behind a chunk, for whoever asks.
@@ -44,7 +49,7 @@ impl Chunk {
         match self.on {
             On::Memory => Behind::Memory,
             On::Scrap(_) => Behind::Scrap,
-            On::Nothing => Behind::Nothing,
+            On::Nothing(_) => Behind::Nothing,
         }
     }
 
@@ -52,14 +57,14 @@ impl Chunk {
     pub(crate) fn step(&self, len: u64) -> u64 {
         match &self.on {
             On::Scrap(scrap) => len.min(scrap.memory().len()),
-            On::Memory | On::Nothing => len,
+            On::Memory | On::Nothing(_) => len,
         }
     }
 
     /// How many mappings of the domain a chunk of `len` bytes takes.
     pub(crate) fn mappings(&self, len: u64) -> u64 {
         match self.on {
-            On::Nothing => 0,
+            On::Nothing(_) => 0,
             On::Memory | On::Scrap(_) => len.div_ceil(self.step(len)),
         }
     }

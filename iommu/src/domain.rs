@@ -126,6 +126,18 @@ impl Limits {
 pub struct Replaced {
     /// How long nothing stood behind the addresses: an access in that time failed.
     pub window: Duration,
+    /// What the domain found there.
+    pub found: Unmapped,
+}
+
+/// What an unmap found behind a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmapped {
+    /// A mapping of every byte, which is gone now.
+    All,
+    /// No mapping at all: somebody else took it away before. As good as the other, for whoever
+    /// wants the memory out of reach, but a sign that the device has met faults meanwhile.
+    Nothing,
 }
 
 /// Why a mapping was not exchanged, and what stands behind the addresses now.
@@ -152,15 +164,20 @@ pub trait Domain: Send + Sync {
 
     /// Takes everything away from behind a range, whole mappings only, and returns how many bytes
     /// were mapped there. When it returns, the IOTLB is flushed: no DMA that starts later reaches
-    /// the old memory, and none is in flight.
+    /// the old memory, and none is in flight. Success with 0 bytes is a statement as well: nothing
+    /// is mapped anywhere in the range.
     ///
     /// Callers want [`Domain::unmap_exact`].
     fn unmap(&self, range: IovaRange) -> Result<u64>;
 
-    /// [`Domain::unmap`] that fails unless every byte of the range was unmapped.
-    fn unmap_exact(&self, range: IovaRange) -> Result<()> {
-        let unmapped = self.unmap(range)?;
-        if unmapped == range.len() { Ok(()) } else { Err(Error::PartialUnmap { range, unmapped }) }
+    /// [`Domain::unmap`] that fails unless every byte of the range was unmapped, or none was
+    /// mapped.
+    fn unmap_exact(&self, range: IovaRange) -> Result<Unmapped> {
+        match self.unmap(range)? {
+            0 => Ok(Unmapped::Nothing),
+            unmapped if unmapped == range.len() => Ok(Unmapped::All),
+            unmapped => Err(Error::PartialUnmap { range, unmapped }),
+        }
     }
 
     /// Exchanges the memory behind one whole mapping. By default this is an unmap and a map, with
@@ -173,9 +190,15 @@ pub trait Domain: Send + Sync {
     ) -> Result<Replaced, ReplaceError> {
         // The window opens somewhere inside the unmap: counting from its start overstates it.
         let start = Instant::now();
-        self.unmap_exact(range).map_err(ReplaceError::StillMapped)?;
+        let found = self.unmap_exact(range).map_err(ReplaceError::StillMapped)?;
         self.map(range, backing, prot).map_err(ReplaceError::Hole)?;
-        Ok(Replaced { window: start.elapsed() })
+        Ok(Replaced { window: start.elapsed(), found })
+    }
+
+    /// The VFIO container behind it, where there is one: with its descriptor another process can
+    /// take every mapping away, which outlives this one.
+    fn container(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     /// Whether [`Domain::replace`] leaves no instant in which an access fails.

@@ -213,9 +213,29 @@ pub enum Error {
         source: Box<Error>,
     },
 
-    /// Scrap memory belongs to another address space.
-    #[error("scrap memory belongs to one address space and cannot be mapped into another")]
+    /// Scrap memory belongs to another address space or another tenant.
+    #[error(
+        "scrap memory belongs to one address space and one tenant and cannot stand in for \
+         another's memory"
+    )]
     ForeignScrap,
+
+    /// Memory was to be put in the place of memory that is still there.
+    #[error(
+        "{chunk} still stands on memory: take it away (`retarget`) before something else is put \
+         in its place"
+    )]
+    OnMemory {
+        /// The chunk.
+        chunk: IovaRange,
+    },
+
+    /// A range was taken away from its memory after the permit to put memory there was given.
+    #[error("{range} was taken away again meanwhile: look at the memory anew and start over")]
+    Superseded {
+        /// What the permit was for.
+        range: IovaRange,
+    },
 
     /// Memory for scrap or DMA could not be had.
     #[error("cannot {step} {len:#x} bytes of shared memory: {errno}")]
@@ -241,6 +261,23 @@ pub enum Error {
         count: usize,
         /// The first of them.
         first: IovaRange,
+        /// Why it failed.
+        #[source]
+        source: Box<Error>,
+    },
+
+    /// A range was laid out anew only in part. What is not on memory is on scrap, holes aside.
+    #[error(
+        "{range} stands on memory only up to {chunk} ({holes} chunks with nothing behind them): \
+         {source}"
+    )]
+    RetileIncomplete {
+        /// What was to be laid out anew.
+        range: IovaRange,
+        /// The first chunk that is not as it was to be.
+        chunk: IovaRange,
+        /// Chunks of the range with nothing behind them, because scrap could not be mapped.
+        holes: usize,
         /// Why it failed.
         #[source]
         source: Box<Error>,

@@ -10,7 +10,9 @@
 //!
 //! [`AddressSpace::retarget`] is what the rest exists for: one call takes a range away from its
 //! memory and puts [`Scrap`] behind it, so that a device that still writes there harms nobody.
-//! When it returns, no DMA reaches the old memory any more.
+//! When it returns, no DMA reaches the old memory any more. [`retarget_all`] does so for everything
+//! that stands on one file, and says when the last of it is out of reach. [`AddressSpace::restore`]
+//! puts memory back in the same chunks, [`AddressSpace::retile`] in others.
 //!
 //! This crate knows addresses; it knows no devices and no files.
 
@@ -27,16 +29,24 @@ pub mod type1;
 pub mod vfio_user;
 
 mod chunk;
+mod order;
+mod permit;
+mod restore;
 mod retarget;
+mod retile;
 
 pub use chunk::{Behind, ChunkInfo};
-pub use domain::{Backing, Domain, Limits, Piece, Prot, ReplaceError, Replaced};
+pub use domain::{Backing, Domain, Limits, Piece, Prot, ReplaceError, Replaced, Unmapped};
 pub use error::{Error, Result};
 pub use mapping::Mapping;
 pub use memory::SharedMemory;
+pub use order::{Order, Target, retarget_all};
+pub use permit::Permit;
 pub use range::IovaRange;
-pub use retarget::{Restored, Retargeted};
-pub use scrap::Scrap;
+pub use restore::Restored;
+pub use retarget::{Covered, Fenced, Retargeted};
+pub use retile::{Part, Retiled};
+pub use scrap::{Scrap, Tenant};
 pub use space::AddressSpace;
 pub use type1::Type1Domain;
 pub use vfio_user::{DmaMessages, VfioUserDomain};

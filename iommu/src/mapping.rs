@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::space::AddressSpace;
-use crate::{IovaRange, Result};
+use crate::{IovaRange, Result, Tenant};
 
 /// Memory behind a range of addresses, until this guard is dropped or [`Mapping::unmap`] is
 /// called. Its chunks may be on scrap meanwhile; the addresses stay the same.
@@ -42,6 +42,15 @@ impl Mapping {
     /// When `page` is 0.
     pub fn pages(&self, page: u64) -> impl ExactSizeIterator<Item = u64> + use<> {
         self.range.steps(page).map(|step| step.start())
+    }
+
+    /// Says whose it is: from now on, only scrap of that tenant may stand behind it.
+    ///
+    /// # Errors
+    /// [`Error::ForeignScrap`](crate::Error::ForeignScrap), and nothing done, while part of it
+    /// stands on scrap.
+    pub fn assign(&self, tenant: Tenant) -> Result<()> {
+        self.space.assign(self.range, self.owner, tenant)
     }
 
     /// Unmaps what is left of it ([`AddressSpace::unmap`] may have taken parts), and says whether

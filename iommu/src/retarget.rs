@@ -1,18 +1,25 @@
-//! Taking memory away from a device that goes on running, and giving it back.
+//! Taking memory away from a device that goes on running.
 //!
-//! A chunk is exchanged on its own, so the time in which an access to it fails is two calls to the
-//! domain, however large the range is. Safety comes before continuity: when scrap cannot be mapped
-//! in a chunk's place, the chunk stays a hole and the next one is taken. Only a chunk whose old
-//! memory could not be taken away makes [`AddressSpace::retarget`] fail, and even then all others
-//! are taken first.
+//! There are two orders to do it in, and the caller knows which one matters.
+//! [`AddressSpace::retarget`] exchanges chunk by chunk: an access fails for the time of two calls
+//! to the domain, however large the range is, but the last chunk is out of reach only at the end.
+//! [`AddressSpace::fence`] takes everything away first, in one call where the domain can, so that
+//! whoever waits for the memory waits shortly; [`AddressSpace::cover`] then puts scrap into the
+//! holes, the last of which has been one for the whole time.
+//!
+//! Safety comes before continuity: when scrap cannot be mapped in a chunk's place, the chunk stays
+//! a hole and the next one is taken. Only a chunk whose old memory could not be taken away makes a
+//! call fail, and even then all others are taken first. A chunk whose mapping somebody else took
+//! away before (a keeper that gave up on this process) is out of reach like the others, and is
+//! counted apart, because its device has met faults.
 
 use std::time::{Duration, Instant};
 
-use crate::chunk::{Chunk, On};
+use crate::chunk::On;
 use crate::scrap::Use;
 use crate::space::State;
 use crate::{
-    AddressSpace, Backing, Error, IovaRange, Piece, Prot, ReplaceError, Replaced, Result, Scrap,
+    AddressSpace, Error, IovaRange, Prot, ReplaceError, Replaced, Result, Scrap, Unmapped,
 };
 
 /// What a retarget did.
@@ -20,27 +27,54 @@ use crate::{
 pub struct Retargeted {
     /// Chunks taken away from their memory by this call.
     pub chunks: usize,
+    /// Those of them that somebody else had taken away before.
+    pub vanished: usize,
     /// Chunks of the range with nothing behind them now, because scrap could not be mapped.
     pub holes: usize,
     /// The longest time any one chunk had nothing behind it, holes aside.
     pub window: Duration,
     /// Time from the call until the last chunk was out of reach.
+    pub fenced: Duration,
+    /// Time of the whole call.
     pub total: Duration,
 }
 
-/// What a restore did.
+/// What a fence did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Restored {
-    /// Chunks that stand on memory now.
+pub struct Fenced {
+    /// Chunks taken away from their memory by this call. They have nothing behind them now.
     pub chunks: usize,
-    /// The longest time any one chunk had nothing behind it.
+    /// Those of them that somebody else had taken away before.
+    pub vanished: usize,
+    /// Time of the call: at its end, the last chunk was out of reach.
+    pub total: Duration,
+}
+
+/// What a cover did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Covered {
+    /// Holes that have scrap behind them now.
+    pub chunks: usize,
+    /// Holes that stay, because scrap could not be mapped.
+    pub holes: usize,
+    /// The longest time any chunk covered by this call had nothing behind it, since its fence.
     pub window: Duration,
+    /// Time of the call.
+    pub total: Duration,
+}
+
+/// The chunks that may still reach their memory.
+#[derive(Debug, Default)]
+struct Failed {
+    count: usize,
+    first: Option<(IovaRange, Error)>,
 }
 
 impl AddressSpace {
-    /// Takes `range` away from its memory and puts scrap behind it. When this returns without an
-    /// error, no DMA through `range` reaches the old memory, and whatever held that memory in
-    /// place may be let go. Chunks on scrap already stay there; holes are filled.
+    /// Takes `range` away from its memory and puts scrap behind it, chunk by chunk. When this
+    /// returns without an error, no DMA through `range` reaches the old memory, and whatever held
+    /// that memory in place may be let go. Chunks on scrap already stay there; holes are filled.
+    /// Permits for any of it end.
     ///
     /// Blocks for two calls to the domain per chunk. It touches no file and no memory but its own.
     ///
@@ -49,17 +83,18 @@ impl AddressSpace {
     /// taken away, and the call may be repeated. [`Error::NotMapped`], [`Error::Bisects`] and
     /// [`Error::ForeignScrap`] before anything was done.
     pub fn retarget(&self, range: IovaRange, scrap: &Scrap) -> Result<Retargeted> {
-        self.check_scrap(scrap)?;
         let start = Instant::now();
         let mut state = self.lock();
-        let tiles = state.tiles(range)?;
+        let tiles = self.tiles_for(&state, range, scrap)?;
+        state.permits.revoke(range);
         let mut done = Retargeted::default();
-        let mut failed: Vec<(IovaRange, Error)> = Vec::new();
+        let mut failed = Failed::default();
         for tile in tiles {
             match self.chunk_to_scrap(&mut state, tile, scrap) {
                 Ok(None) => {}
                 Ok(Some(replaced)) => {
                     done.chunks += 1;
+                    done.vanished += usize::from(replaced.found == Unmapped::Nothing);
                     done.window = done.window.max(replaced.window);
                 }
                 Err(ReplaceError::Hole(error)) => {
@@ -67,45 +102,109 @@ impl AddressSpace {
                     done.chunks += 1;
                     done.holes += 1;
                 }
-                Err(ReplaceError::StillMapped(error)) => failed.push((tile, error)),
+                Err(ReplaceError::StillMapped(error)) => failed.add(tile, error),
             }
         }
         done.total = start.elapsed();
-        let count = failed.len();
-        match failed.into_iter().next() {
-            None => Ok(done),
-            Some((first, error)) => {
-                Err(Error::RetargetIncomplete { range, count, first, source: Box::new(error) })
-            }
-        }
+        done.fenced = done.total;
+        failed.or(range, done)
     }
 
-    /// Puts memory behind `range` again, in the chunks it was mapped with. The pieces, end to end,
-    /// must be as long as the range, and no chunk may need two of them.
+    /// Takes `range` away from its memory, in as few calls to the domain as possible, and leaves
+    /// holes: until [`AddressSpace::cover`] has filled them, accesses fail. When this returns
+    /// without an error, no DMA through `range` reaches the old memory, and whatever held that
+    /// memory in place may be let go. Chunks on scrap stay there. Permits for any of it end.
+    ///
+    /// Blocks for one call to the domain per run of chunks on memory where an unmap may take
+    /// several mappings, for one per chunk where it may not.
     ///
     /// # Errors
-    /// [`Error::RestoreIncomplete`]: chunks before the named one stand on memory, that one and
-    /// those after it on scrap (or on nothing). [`Error::Usage`], [`Error::NotMapped`] and
-    /// [`Error::Bisects`] before anything was done.
-    pub fn restore(&self, range: IovaRange, pieces: &[Piece<'_>]) -> Result<Restored> {
-        if self.check_pieces(pieces, None)? != range.len() {
-            return Err(Error::usage(format!("the memory given is not as long as {range}")));
-        }
+    /// As for [`AddressSpace::retarget`].
+    pub fn fence(&self, range: IovaRange) -> Result<Fenced> {
+        let start = Instant::now();
         let mut state = self.lock();
-        let tiles = state.tiles(range)?;
-        let backings = tiles
-            .iter()
-            .map(|tile| backing_for(range, *tile, pieces))
-            .collect::<Result<Vec<_>>>()?;
-        let mut done = Restored::default();
-        for (tile, backing) in tiles.into_iter().zip(backings) {
-            let replaced = self.chunk_to_memory(&mut state, tile, &backing).map_err(|source| {
-                Error::RestoreIncomplete { chunk: tile, source: Box::new(source) }
-            })?;
-            done.chunks += 1;
-            done.window = done.window.max(replaced.window);
+        let mut tiles = state.tiles(range)?;
+        state.permits.revoke(range);
+        tiles.retain(|tile| state.is_on_memory(*tile));
+        let mut done = Fenced::default();
+        let mut failed = Failed::default();
+        for run in self.runs(&state, &tiles) {
+            for (tile, result) in self.unmap_run(&state, run) {
+                match result {
+                    Ok(found) => {
+                        // The hole opened somewhere inside the call: counting from its start
+                        // overstates it.
+                        state.set(tile, On::Nothing(start));
+                        done.chunks += 1;
+                        done.vanished += usize::from(found == Unmapped::Nothing);
+                    }
+                    Err(error) => failed.add(tile, error),
+                }
+            }
         }
+        done.total = start.elapsed();
+        failed.or(range, done)
+    }
+
+    /// Puts scrap behind whatever chunks of `range` have nothing behind them. Where that fails, a
+    /// hole stays, and the next one is taken.
+    ///
+    /// Blocks for one call to the domain per hole (more, where the scrap is shorter than the
+    /// chunk); the lock is given up between them.
+    ///
+    /// # Errors
+    /// [`Error::ForeignScrap`], and nothing done.
+    pub fn cover(&self, range: IovaRange, scrap: &Scrap) -> Result<Covered> {
+        let start = Instant::now();
+        let tiles = {
+            let state = self.lock();
+            let tiles: Vec<_> = state.chunks.overlapping(range).map(|(tile, _)| tile).collect();
+            self.check_scrap(&state, &tiles, scrap)?;
+            tiles
+        };
+        let mut done = Covered::default();
+        for tile in tiles.into_iter().filter(|tile| range.covers(tile)) {
+            let mut state = self.lock();
+            let Some((found, chunk)) = state.chunks.get(tile.start()) else { continue };
+            let (On::Nothing(since), prot) = (&chunk.on, chunk.prot) else { continue };
+            // Another thread may have given the addresses to somebody else meanwhile.
+            if found != tile || chunk.tenant != scrap.tenant() {
+                continue;
+            }
+            let since = *since;
+            match self.fill_with_scrap(&mut state, tile, prot, scrap.lend()) {
+                Ok(()) => {
+                    done.chunks += 1;
+                    done.window = done.window.max(since.elapsed());
+                }
+                Err(error) => {
+                    tracing::warn!(chunk = %tile, %error, "no scrap behind a revoked chunk");
+                    done.holes += 1;
+                }
+            }
+        }
+        done.total = start.elapsed();
         Ok(done)
+    }
+
+    /// The chunks of `range`, if `scrap` may stand behind each.
+    pub(crate) fn tiles_for(
+        &self,
+        state: &State,
+        range: IovaRange,
+        scrap: &Scrap,
+    ) -> Result<Vec<IovaRange>> {
+        let tiles = state.tiles(range)?;
+        self.check_scrap(state, &tiles, scrap)?;
+        Ok(tiles)
+    }
+
+    fn check_scrap(&self, state: &State, tiles: &[IovaRange], scrap: &Scrap) -> Result<()> {
+        if scrap.space == self.id {
+            state.check_scrap(tiles, scrap)
+        } else {
+            Err(Error::ForeignScrap)
+        }
     }
 
     /// `None` when the chunk stands on scrap already.
@@ -115,78 +214,33 @@ impl AddressSpace {
         tile: IovaRange,
         scrap: &Scrap,
     ) -> Result<Option<Replaced>, ReplaceError> {
-        let Some((_, &Chunk { prot, ref on, .. })) = state.chunks.get(tile.start()) else {
-            return Ok(None);
-        };
-        let lent = match on {
+        let Some((_, chunk)) = state.chunks.get(tile.start()) else { return Ok(None) };
+        let prot = chunk.prot;
+        let start = Instant::now();
+        let lent = match chunk.on {
             On::Scrap(_) => return Ok(None),
             On::Memory if scrap.len() >= tile.len() => {
                 let lent = scrap.lend();
                 let result = self.domain.replace(tile, &lent.memory().backing(), prot);
-                return state.settle(tile, result, On::Scrap(lent)).map(Some);
-            }
-            On::Memory | On::Nothing => scrap.lend(),
-        };
-        let start = Instant::now();
-        self.unmap_chunk(state, tile).map_err(ReplaceError::StillMapped)?;
-        state.set(tile, On::Nothing);
-        self.fill_with_scrap(state, tile, prot, lent).map_err(ReplaceError::Hole)?;
-        Ok(Some(Replaced { window: start.elapsed() }))
-    }
-
-    fn chunk_to_memory(
-        &self,
-        state: &mut State,
-        tile: IovaRange,
-        backing: &Backing<'_>,
-    ) -> Result<Replaced> {
-        let Some((_, chunk)) = state.chunks.get(tile.start()) else {
-            return Err(Error::NotMapped { range: tile, at: tile.start() });
-        };
-        let prot = chunk.prot;
-        let start = Instant::now();
-        if chunk.mappings(tile.len()) == 1 {
-            let old = match self.domain.replace(tile, backing, prot) {
-                Ok(replaced) => {
-                    state.set(tile, On::Memory);
-                    return Ok(replaced);
+                match &result {
+                    Ok(_) => drop(state.set(tile, On::Scrap(lent))),
+                    Err(ReplaceError::Hole(_)) => drop(state.set(tile, On::Nothing(start))),
+                    Err(ReplaceError::StillMapped(_)) => {}
                 }
-                Err(ReplaceError::StillMapped(error)) => return Err(error),
-                Err(ReplaceError::Hole(error)) => (state.set(tile, On::Nothing), error),
-            };
-            return Err(self.back_to_scrap(state, tile, prot, old));
-        }
-        self.unmap_chunk(state, tile)?;
-        let old = state.set(tile, On::Nothing);
-        let mapped =
-            state.check_room(&self.limits, 1).and_then(|()| self.domain.map(tile, backing, prot));
-        match mapped {
-            Ok(()) => {
-                state.set(tile, On::Memory);
-                Ok(Replaced { window: start.elapsed() })
+                return result.map(Some);
             }
-            Err(error) => Err(self.back_to_scrap(state, tile, prot, (old, error))),
+            On::Memory | On::Nothing(_) => scrap.lend(),
+        };
+        let found = self.unmap_chunk(state, tile).map_err(ReplaceError::StillMapped)?;
+        if state.is_on_memory(tile) {
+            state.set(tile, On::Nothing(start));
         }
-    }
-
-    /// After a failed restore: scrap again, if the chunk was on scrap. Gives the failure's cause.
-    fn back_to_scrap(
-        &self,
-        state: &mut State,
-        tile: IovaRange,
-        prot: Prot,
-        (old, error): (Option<On>, Error),
-    ) -> Error {
-        if let Some(On::Scrap(lent)) = old
-            && let Err(again) = self.fill_with_scrap(state, tile, prot, lent)
-        {
-            tracing::warn!(chunk = %tile, error = %again, "no scrap behind a chunk");
-        }
-        error
+        self.fill_with_scrap(state, tile, prot, lent).map_err(ReplaceError::Hole)?;
+        Ok(Some(Replaced { window: start.elapsed(), found }))
     }
 
     /// Covers a chunk that has nothing behind it with scrap, as many times as it takes.
-    fn fill_with_scrap(
+    pub(crate) fn fill_with_scrap(
         &self,
         state: &mut State,
         tile: IovaRange,
@@ -216,46 +270,21 @@ impl AddressSpace {
 }
 
 impl State {
-    /// Records what a chunk stands on, keeps the count of mappings, and gives what it stood on.
-    fn set(&mut self, tile: IovaRange, on: On) -> Option<On> {
-        let chunk = self.chunks.get_mut(tile)?;
-        let before = chunk.mappings(tile.len());
-        let old = std::mem::replace(&mut chunk.on, on);
-        let after = chunk.mappings(tile.len());
-        self.mappings = self.mappings - before + after;
-        Some(old)
-    }
-
-    /// Records what an exchange left behind a chunk.
-    fn settle(
-        &mut self,
-        tile: IovaRange,
-        result: Result<Replaced, ReplaceError>,
-        on: On,
-    ) -> Result<Replaced, ReplaceError> {
-        match &result {
-            Ok(_) => drop(self.set(tile, on)),
-            Err(ReplaceError::Hole(_)) => drop(self.set(tile, On::Nothing)),
-            Err(ReplaceError::StillMapped(_)) => {}
-        }
-        result
+    pub(crate) fn is_on_memory(&self, tile: IovaRange) -> bool {
+        self.chunks.get(tile.start()).is_some_and(|(_, chunk)| matches!(chunk.on, On::Memory))
     }
 }
 
-/// The part of `pieces`, laid end to end over `range`, that lies over `tile`.
-fn backing_for<'a>(range: IovaRange, tile: IovaRange, pieces: &[Piece<'a>]) -> Result<Backing<'a>> {
-    let mut at = range.start();
-    for piece in pieces {
-        let end = at + piece.len;
-        if tile.start() < end {
-            if tile.end() > end {
-                return Err(Error::usage(format!(
-                    "the memory given breaks at {end:#x}, inside the chunk {tile}"
-                )));
-            }
-            return piece.backing.advance(tile.start() - at);
-        }
-        at = end;
+impl Failed {
+    fn add(&mut self, tile: IovaRange, error: Error) {
+        self.count += 1;
+        self.first.get_or_insert((tile, error));
     }
-    Err(Error::usage(format!("no memory was given for {tile}")))
+
+    fn or<T>(self, range: IovaRange, done: T) -> Result<T> {
+        let count = self.count;
+        self.first.map_or(Ok(done), |(first, error)| {
+            Err(Error::RetargetIncomplete { range, count, first, source: Box::new(error) })
+        })
+    }
 }

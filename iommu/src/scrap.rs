@@ -3,8 +3,10 @@
 //! One scrap stands behind many chunks at once: a domain maps the same pages at several addresses,
 //! so 2 MiB of scrap serve any number of 2 MiB chunks. What the device writes through one chunk
 //! can then be read back through another. That is the price of a small scrap, and it is paid
-//! inside one address space only: a scrap never serves two of them, and it is zeroed before it
-//! stands in again after nothing used it. A chunk longer than the scrap is covered by mapping the
+//! inside one address space and by one [`Tenant`] only: an address space may have any number of
+//! scraps, none serves two address spaces or two tenants, and each is zeroed before it stands in
+//! again after nothing used it. What a chunk allows the device to do, it allows on scrap as well,
+//! and no more: a read-only chunk stands on read-only scrap. A chunk longer than the scrap is covered by mapping the
 //! scrap several times, which costs one mapping each.
 //!
 //! A type1 container charges pinned pages to RLIMIT_MEMLOCK for each mapping of them, so the
@@ -12,7 +14,7 @@
 //! window) was not charged.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::SharedMemory;
 
@@ -23,6 +25,21 @@ pub struct Scrap {
     pub(crate) inner: Arc<Inner>,
     /// Which address space it belongs to.
     pub(crate) space: u64,
+    tenant: Option<Tenant>,
+}
+
+/// Who may see the bytes of a scrap: a protection domain, say. Mappings of one tenant never stand
+/// on the scrap of another; mappings and scrap without a tenant are a party of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tenant(u64);
+
+impl Tenant {
+    /// One that is equal to no other of this process.
+    #[expect(clippy::new_without_default, reason = "each is different")]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 #[derive(Debug)]
@@ -37,8 +54,13 @@ pub(crate) struct Inner {
 pub(crate) struct Use(Arc<Inner>);
 
 impl Scrap {
-    pub(crate) fn new(memory: SharedMemory, space: u64) -> Self {
-        Self { inner: Arc::new(Inner { memory, users: AtomicUsize::new(0) }), space }
+    pub(crate) fn new(memory: SharedMemory, space: u64, tenant: Option<Tenant>) -> Self {
+        Self { inner: Arc::new(Inner { memory, users: AtomicUsize::new(0) }), space, tenant }
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> Option<Tenant> {
+        self.tenant
     }
 
     /// Bytes: the longest chunk it covers with one mapping.

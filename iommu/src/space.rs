@@ -9,13 +9,18 @@
 //! chunks, so a retarget never waits for more than one chunk's pinning.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::chunk::{Chunk, ChunkInfo, On};
 use crate::interval::{IntervalMap, NotTiled};
 use crate::iova::{IovaAllocator, MSI_WINDOW};
-use crate::{Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory};
+use crate::permit::Permits;
+use crate::{
+    Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory, Tenant,
+    Unmapped,
+};
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
@@ -26,7 +31,7 @@ pub struct AddressSpace {
     pub(crate) page: u64,
     // The usable ranges less the reserved ones, as they were at the start.
     usable: IovaAllocator,
-    id: u64,
+    pub(crate) id: u64,
     state: Mutex<State>,
 }
 
@@ -36,6 +41,7 @@ pub(crate) struct State {
     pub(crate) chunks: IntervalMap<Chunk>,
     /// Mappings that exist in the domain.
     pub(crate) mappings: u64,
+    pub(crate) permits: Permits,
 }
 
 impl AddressSpace {
@@ -62,7 +68,12 @@ impl AddressSpace {
                 limits.ranges
             )));
         }
-        let state = State { free: usable.clone(), chunks: IntervalMap::new(), mappings: 0 };
+        let state = State {
+            free: usable.clone(),
+            chunks: IntervalMap::new(),
+            mappings: 0,
+            permits: Permits::default(),
+        };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Self { domain, limits, page, usable, id, state: Mutex::new(state) }))
     }
@@ -85,7 +96,18 @@ impl AddressSpace {
     /// Zeroed scrap memory of this address space, at least `len` bytes: best as long as the
     /// chunks that may have to be retargeted. Its pages are allocated here.
     pub fn scrap(&self, len: u64) -> Result<Scrap> {
-        Ok(Scrap::new(SharedMemory::new(len.max(self.page))?, self.id))
+        Ok(Scrap::new(SharedMemory::new(len.max(self.page))?, self.id, None))
+    }
+
+    /// [`AddressSpace::scrap`] for the mappings that were assigned to `tenant`
+    /// ([`Mapping::assign`]), and no others.
+    pub fn scrap_for(&self, tenant: Tenant, len: u64) -> Result<Scrap> {
+        Ok(Scrap::new(SharedMemory::new(len.max(self.page))?, self.id, Some(tenant)))
+    }
+
+    /// The VFIO container it stands on, if it does.
+    pub fn container(&self) -> Option<BorrowedFd<'_>> {
+        self.domain.container()
     }
 
     /// Puts memory behind addresses of this crate's choice. See [`AddressSpace::map_pieces`].
@@ -124,7 +146,7 @@ impl AddressSpace {
                 Error::IovaExhausted { len, align: self.page, free, largest }
             })?
         };
-        self.fill(range, pieces, prot, granule)
+        self.map_into(range, pieces, prot, granule)
     }
 
     /// [`AddressSpace::map_pieces`] at addresses of the caller's choice.
@@ -153,7 +175,7 @@ impl AddressSpace {
                 return Err(Error::Overlap { range, existing });
             }
         }
-        self.fill(range, pieces, prot, granule)
+        self.map_into(range, pieces, prot, granule)
     }
 
     /// Takes everything away from behind `range`, which must be made up of whole chunks, and
@@ -198,8 +220,24 @@ impl AddressSpace {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn check_scrap(&self, scrap: &Scrap) -> Result<()> {
-        if scrap.space == self.id { Ok(()) } else { Err(Error::ForeignScrap) }
+    /// Gives what is left of the mapping `owner` in `range` to a tenant.
+    pub(crate) fn assign(&self, range: IovaRange, owner: u64, tenant: Tenant) -> Result<()> {
+        let mut state = self.lock();
+        let mut tiles = Vec::new();
+        for (tile, chunk) in state.chunks.overlapping(range) {
+            if chunk.owner == owner {
+                if matches!(chunk.on, On::Scrap(_)) && chunk.tenant != Some(tenant) {
+                    return Err(Error::ForeignScrap);
+                }
+                tiles.push(tile);
+            }
+        }
+        for tile in tiles {
+            if let Some(chunk) = state.chunks.get_mut(tile) {
+                chunk.tenant = Some(tenant);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn check_aligned(&self, what: &'static str, value: u64) -> Result<()> {
@@ -240,7 +278,7 @@ impl AddressSpace {
     }
 
     /// Maps `pieces` into `range`, which was taken from the free addresses, chunk by chunk.
-    fn fill(
+    fn map_into(
         self: &Arc<Self>,
         range: IovaRange,
         pieces: &[Piece<'_>],
@@ -277,11 +315,11 @@ impl AddressSpace {
         state.mappings += 1;
         state
             .chunks
-            .insert(range, Chunk { owner, prot, on: On::Memory })
+            .insert(range, Chunk { owner, prot, tenant: None, on: On::Memory })
             .map_err(|existing| Error::Overlap { range, existing })
     }
 
-    /// Takes back what [`AddressSpace::fill`] mapped of `range` before it failed at `failed`.
+    /// Takes back what [`AddressSpace::map_into`] mapped of `range` before it failed at `failed`.
     fn undo(&self, range: IovaRange, failed: u64, error: Error) -> Error {
         let mut state = self.lock();
         if let Some(done) = IovaRange::between(range.start(), failed) {
@@ -290,8 +328,10 @@ impl AddressSpace {
                 tracing::error!(range = %done, error = %undo, "a failed DMA mapping stays behind");
                 let rest = IovaRange::between(failed, range.end());
                 rest.map(|rest| state.free.release(rest));
+                let left = state.chunks.overlapping(done).map(|(tile, _)| tile);
+                let left = left.reduce(|a, b| IovaRange::between(a.start(), b.end()).unwrap_or(a));
                 return Error::MapUndo {
-                    range: done,
+                    range: left.unwrap_or(done),
                     undo: Box::new(undo),
                     source: Box::new(error),
                 };
@@ -304,41 +344,77 @@ impl AddressSpace {
 
     /// Unmaps whole chunks, runs of them at once where the domain can, and frees their addresses.
     fn unmap_tiles(&self, state: &mut State, tiles: &[IovaRange]) -> Result<()> {
-        let mapped = |state: &State, tile: IovaRange| {
-            let chunk = state.chunks.get(tile.start());
-            chunk.is_some_and(|(_, chunk)| !matches!(chunk.on, On::Nothing))
-        };
-        let runs = tiles.chunk_by(|a, b| {
-            let adjacent = a.end() == b.start();
-            self.limits.unmap_spans && adjacent && mapped(state, *a) && mapped(state, *b)
-        });
-        let runs: Vec<&[IovaRange]> = runs.collect();
-        for run in runs {
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-            let Some(range) = IovaRange::between(first.start(), last.end()) else { continue };
-            if let [tile] = run {
-                self.unmap_chunk(state, *tile)?;
-            } else {
-                self.domain.unmap_exact(range)?;
-            }
-            for tile in run {
-                if let Some(chunk) = state.chunks.remove(*tile) {
-                    state.mappings -= chunk.mappings(tile.len());
+        if let (Some(first), Some(last)) = (tiles.first(), tiles.last())
+            && let Some(range) = IovaRange::between(first.start(), last.end())
+        {
+            state.permits.revoke(range);
+        }
+        let mut failed = None;
+        for run in self.runs(state, tiles) {
+            for (tile, result) in self.unmap_run(state, run) {
+                match result {
+                    Ok(_) => {
+                        if let Some(chunk) = state.chunks.remove(tile) {
+                            state.mappings -= chunk.mappings(tile.len());
+                        }
+                        state.free.release(tile);
+                    }
+                    Err(error) => failed = failed.or(Some(error)),
                 }
-                state.free.release(*tile);
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Cuts a list of chunks into runs that one call to the domain can unmap.
+    pub(crate) fn runs<'t>(&self, state: &State, tiles: &'t [IovaRange]) -> Vec<&'t [IovaRange]> {
+        let mapped = |tile: &IovaRange| {
+            let chunk = state.chunks.get(tile.start());
+            chunk.is_some_and(|(_, chunk)| !matches!(chunk.on, On::Nothing(_)))
+        };
+        let joins = |a: &IovaRange, b: &IovaRange| {
+            self.limits.unmap_spans && a.end() == b.start() && mapped(a) && mapped(b)
+        };
+        tiles.chunk_by(joins).collect()
+    }
+
+    /// Takes everything away from behind a run of adjacent chunks in the domain, not in the books,
+    /// and says of each how that went. One call, unless the answer leaves a question.
+    pub(crate) fn unmap_run(
+        &self,
+        state: &State,
+        run: &[IovaRange],
+    ) -> Vec<(IovaRange, Result<Unmapped>)> {
+        if let [first, .., last] = run
+            && let Some(range) = IovaRange::between(first.start(), last.end())
+            && let Ok(Unmapped::All) = self.domain.unmap_exact(range)
+        {
+            return run.iter().map(|tile| (*tile, Ok(Unmapped::All))).collect();
+        }
+        run.iter().map(|tile| (*tile, self.unmap_chunk(state, *tile))).collect()
     }
 
     /// Takes everything away from behind one chunk in the domain, not in the books.
-    pub(crate) fn unmap_chunk(&self, state: &State, tile: IovaRange) -> Result<()> {
-        let Some((_, chunk)) = state.chunks.get(tile.start()) else { return Ok(()) };
-        match chunk.on {
-            On::Nothing => Ok(()),
-            _ if self.limits.unmap_spans => self.domain.unmap_exact(tile),
-            _ => tile.steps(chunk.step(tile.len())).try_for_each(|s| self.domain.unmap_exact(s)),
+    pub(crate) fn unmap_chunk(&self, state: &State, tile: IovaRange) -> Result<Unmapped> {
+        let Some((_, chunk)) = state.chunks.get(tile.start()) else { return Ok(Unmapped::All) };
+        let several = match chunk.on {
+            On::Nothing(_) => return Ok(Unmapped::All),
+            On::Memory | On::Scrap(_) => chunk.mappings(tile.len()) > 1,
+        };
+        if self.limits.unmap_spans || !several {
+            match self.domain.unmap_exact(tile) {
+                // Some of the mappings may have been gone before.
+                Err(Error::PartialUnmap { .. }) if several => {}
+                answer => return answer,
+            }
         }
+        let mut found = Unmapped::Nothing;
+        for step in tile.steps(chunk.step(tile.len())) {
+            if self.domain.unmap_exact(step)? == Unmapped::All {
+                found = Unmapped::All;
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -349,6 +425,25 @@ impl State {
             NotTiled::Gap(at) => Error::NotMapped { range, at },
             NotTiled::Bisects(mapping) => Error::Bisects { range, mapping },
         })
+    }
+
+    /// Records what a chunk stands on, keeps the count of mappings, and gives what it stood on.
+    pub(crate) fn set(&mut self, tile: IovaRange, on: On) -> Option<On> {
+        let chunk = self.chunks.get_mut(tile)?;
+        let before = chunk.mappings(tile.len());
+        let old = std::mem::replace(&mut chunk.on, on);
+        let after = chunk.mappings(tile.len());
+        self.mappings = self.mappings - before + after;
+        Some(old)
+    }
+
+    /// Whether `scrap` may stand behind each of these chunks.
+    pub(crate) fn check_scrap(&self, tiles: &[IovaRange], scrap: &Scrap) -> Result<()> {
+        let fits = |tile: &IovaRange| {
+            let chunk = self.chunks.get(tile.start());
+            chunk.is_none_or(|(_, chunk)| chunk.tenant == scrap.tenant())
+        };
+        if tiles.iter().all(fits) { Ok(()) } else { Err(Error::ForeignScrap) }
     }
 
     /// Whether the domain has room for `more` mappings.

@@ -4,6 +4,7 @@
 //! (`vfio_iommu_type1.c:vfio_dma_do_map` and below) and turns it into an error to act on.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use holdfast_vfio::kernel::Container;
@@ -65,6 +66,10 @@ impl Domain for Type1Domain {
             holdfast_vfio::Error::Ioctl { errno, .. } => Error::Unmap { range, errno },
             error => Error::Vfio(error),
         })
+    }
+
+    fn container(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.container.as_fd())
     }
 }
 

@@ -137,6 +137,6 @@ impl Domain for Fake {
         );
         let lens = starts.into_iter().filter_map(|start| state.mapped.remove(&start));
         let unmapped: u64 = lens.map(|entry| entry.len).sum();
-        Ok(if hit(state.faults.short) { unmapped - 4096 } else { unmapped })
+        Ok(if hit(state.faults.short) { unmapped.saturating_sub(4096) } else { unmapped })
     }
 }
