@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::sys::stat::{fstat, major, minor};
+use nix::sys::stat::fstat;
 
 /// Identity of a file while it exists: two descriptors are of one file exactly when their ids are
 /// equal. An inode number is used again after the file is gone; whoever keeps an id keeps a
@@ -19,23 +19,34 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// The id of an open file.
+    /// The id of an open file. Takes no lock of the file, so it may be asked for while an
+    /// operation on the file waits.
     pub fn of(file: BorrowedFd<'_>) -> Result<Self, Errno> {
         let stat = fstat(file.as_fd())?;
         Ok(Self { dev: stat.st_dev, ino: stat.st_ino })
+    }
+
+    /// Major number of the device.
+    pub fn major(&self) -> u32 {
+        nix::sys::stat::major(self.dev) as u32
+    }
+
+    /// Minor number of the device.
+    pub fn minor(&self) -> u32 {
+        nix::sys::stat::minor(self.dev) as u32
     }
 
     /// The device as the kernel holds it in `super_block.s_dev` (`MKDEV` of linux/kdev_t.h: the
     /// major number above 20 bits of minor). On ext4, xfs and tmpfs it is the device that `stat`
     /// tells; btrfs tells another one for each subvolume.
     pub fn kernel_dev(&self) -> u32 {
-        ((major(self.dev) as u32) << 20) | (minor(self.dev) as u32 & 0xf_ffff)
+        (self.major() << 20) | (self.minor() & 0xf_ffff)
     }
 }
 
 impl fmt::Display for FileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}/{}", major(self.dev), minor(self.dev), self.ino)
+        write!(f, "{}:{}/{}", self.major(), self.minor(), self.ino)
     }
 }
 

@@ -21,22 +21,38 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Files on persistent memory ([`Kind::FsDax`]) are special: their pages are blocks, which the file
+//! system may free or move under a device. [`extents`] and [`Window`] find them, a [`Pin`] keeps
+//! them where they are for as long as it is held, and [`prove`] shows that it does.
+//!
 //! [`notify`] says when the memory behind a file is about to change.
 //!
 //! This crate knows files and memory; it knows neither devices nor the IOMMU.
 
+mod devdax;
 mod error;
+mod fsdax;
 mod hugetlb;
 mod identity;
+mod kind;
 mod map;
 mod memory;
 pub mod notify;
 mod open;
+mod pagemap;
+mod pin;
 mod size;
 mod source;
+mod sys;
 
 pub use error::{Error, Result};
+pub use fsdax::{
+    Extent, GRANULE, Mount, MountDax, NotDax, Segment, Window, WindowRefusal, allocated, extents,
+    layout,
+};
 pub use identity::FileId;
-pub use memory::{Kind, Memory, Populate};
+pub use kind::Kind;
+pub use memory::{Memory, Populate};
+pub use pin::{AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, prove};
 pub use size::{SizeError, parse_size};
 pub use source::{Source, SourceError};

@@ -81,16 +81,38 @@ impl Mapping {
     /// Faults every page in for writing (`MADV_POPULATE_WRITE`): blocks are allocated and page
     /// tables filled, without a signal when that fails.
     pub fn populate(&self) -> Result<(), Errno> {
+        self.populate_part(0, self.len)
+    }
+
+    /// Faults the pages of `[offset, offset + len)` in for writing; EINVAL if that is not inside.
+    pub fn populate_part(&self, offset: usize, len: usize) -> Result<(), Errno> {
         loop {
-            // SAFETY: the range is ours; populating changes no content.
-            let ret = unsafe {
-                libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE)
-            };
-            match Errno::result(ret) {
+            match self.advise(offset, len, libc::MADV_POPULATE_WRITE) {
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
-                other => return other.map(drop),
+                other => return other,
             }
         }
+    }
+
+    /// Keeps the mapping out of forked children (`MADV_DONTFORK`).
+    pub fn not_in_children(&self) -> Result<(), Errno> {
+        self.advise(0, self.len, libc::MADV_DONTFORK)
+    }
+
+    /// Empties the page-table entries of a mapped file (`MADV_DONTNEED`); the file keeps its
+    /// bytes. Anonymous memory would lose its own.
+    pub fn drop_entries(&self) -> Result<(), Errno> {
+        self.advise(0, self.len, libc::MADV_DONTNEED)
+    }
+
+    fn advise(&self, offset: usize, len: usize, advice: libc::c_int) -> Result<(), Errno> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: the range is inside the mapping (checked), and nobody holds a Rust reference to
+        // its bytes, so they may be filled or dropped.
+        let ret = unsafe { libc::madvise(self.base.as_ptr().add(offset).cast(), len, advice) };
+        Errno::result(ret).map(drop)
     }
 }
 

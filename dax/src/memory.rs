@@ -1,8 +1,8 @@
 //! A mapped range of memory: where it is, what it is, and how to reach its bytes.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64};
 
@@ -10,50 +10,26 @@ use nix::errno::Errno;
 use vm_memory::VolatileSlice;
 
 use crate::map::Mapping;
-use crate::{Error, Result, Source, hugetlb, open};
-
-/// What kind of memory a range turned out to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Kind {
-    /// Anonymous memory.
-    Anon,
-    /// An unnamed file in memory.
-    Memfd,
-    /// Huge pages, unnamed or of a hugetlbfs file.
-    Hugetlb,
-    /// A file on tmpfs or ramfs.
-    Tmpfs,
-    /// A file on any other file system, through the page cache.
-    PageCache,
-}
-
-impl Kind {
-    /// Its name in tables and JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Anon => "anon",
-            Self::Memfd => "memfd",
-            Self::Hugetlb => "hugetlb",
-            Self::Tmpfs => "tmpfs",
-            Self::PageCache => "page cache",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::{Error, FileId, Kind, Result, Source, fsdax, hugetlb, open};
 
 /// Whether to fault everything in before use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Populate {
     /// Every page now: blocks of sparse files are allocated, and first accesses cost nothing.
     Yes,
+    /// Every page now, but nothing is allocated: a sparse file is refused ([`Error::Sparse`]).
+    NoHoles,
     /// Pages as they are touched. A full file system then shows as SIGBUS on a write into a hole.
     No,
+}
+
+/// A range of a file that stands behind memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Behind<'a> {
+    pub fd: BorrowedFd<'a>,
+    /// First byte, in the file.
+    pub offset: u64,
+    pub len: u64,
 }
 
 /// A mapped, writable range of memory. Files, memfd and huge pages are mapped shared: other users
@@ -84,26 +60,76 @@ impl Memory {
             }
             _ => Error::Map { what: what(), len: opened.len, errno },
         })?;
-        if populate == Populate::Yes {
-            mapping.populate().map_err(|errno| Error::Populate {
-                what: what(),
-                len: opened.len,
-                hint: match opened.kind {
-                    Kind::PageCache | Kind::Tmpfs => {
-                        "is the file system full, read-only, or the file being truncated?"
-                    }
-                    _ => "is there enough free memory?",
-                },
-                errno,
-            })?;
-        }
-        Ok(Self {
+        let memory = Self {
             mapping,
             kind: opened.kind,
             page_size: opened.page_size as usize,
             backing: opened.backing,
             source: source.clone(),
+        };
+        if populate == Populate::NoHoles
+            && let (Some(file), Some(path)) = (memory.behind(0, opened.len), memory.path())
+            && matches!(opened.kind, Kind::PageCache | Kind::FsDax)
+        {
+            fsdax::check_no_holes(&file, path)?;
+        }
+        if populate != Populate::No {
+            memory.populate(0, opened.len)?;
+        }
+        Ok(memory)
+    }
+
+    /// Faults `[offset, offset + len)` in for writing (`MADV_POPULATE_WRITE`), both multiples of
+    /// the page size: blocks are allocated, unwritten extents converted, shared ones given blocks
+    /// of their own, and the page tables filled. Nothing is written.
+    ///
+    /// Blocks while an operation on the file keeps page faults out (it holds the file's
+    /// `invalidate_lock`). If it fails, [`Error::Shared`] and [`Error::Unwritten`] name what could
+    /// not be changed.
+    pub fn populate(&self, offset: u64, len: u64) -> Result<()> {
+        let (Ok(start), Ok(size)) = (usize::try_from(offset), usize::try_from(len)) else {
+            return Err(Error::BadRange { offset, len });
+        };
+        if size == 0 || start.checked_add(size).is_none_or(|end| end > self.len()) {
+            return Err(Error::BadRange { offset, len });
+        }
+        self.mapping.populate_part(start, size).map_err(|errno| {
+            let behind = self.behind(offset, len).zip(self.path());
+            let explained = match self.kind {
+                Kind::FsDax => {
+                    behind.and_then(|(file, path)| fsdax::explain_populate(&file, path, errno))
+                }
+                _ => None,
+            };
+            explained.unwrap_or_else(|| Error::Populate {
+                what: self.source.to_string(),
+                len,
+                hint: match self.kind {
+                    Kind::PageCache | Kind::Tmpfs | Kind::FsDax => {
+                        "is the file system full, read-only, or the file being truncated?"
+                    }
+                    _ => "is there enough free memory?",
+                },
+                errno,
+            })
         })
+    }
+
+    /// The part of a file behind `[offset, offset + len)`.
+    fn behind(&self, offset: u64, len: u64) -> Option<Behind<'_>> {
+        let (fd, start) = self.backing()?;
+        Some(Behind { fd, offset: start + offset, len })
+    }
+
+    /// The identity of the file behind it; `None` for anonymous memory.
+    pub fn file_id(&self) -> Option<FileId> {
+        let (fd, _) = self.backing()?;
+        FileId::of(fd).ok()
+    }
+
+    /// The path it was opened by, if it was; the file may have another name by now, or none.
+    pub fn path(&self) -> Option<&Path> {
+        self.source.path()
     }
 
     /// Where it is mapped in this process; page aligned.

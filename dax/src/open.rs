@@ -1,7 +1,7 @@
 //! From a [`Source`] to a descriptor, an offset and a length that were checked.
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::{Error, Kind, Result, Source, hugetlb};
+use crate::{Error, Kind, Result, Source, devdax, fsdax, hugetlb, sys};
 
 /// `RAMFS_MAGIC` of linux/magic.h: a file system in memory, like tmpfs without limits.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
@@ -44,8 +44,8 @@ pub fn open(source: &Source, min_len: u64) -> Result<Opened> {
         }
         Source::Memfd => memory_file(Kind::Memfd, min_len, system_page_size()),
         Source::Hugetlb => memory_file(Kind::Hugetlb, min_len, hugetlb::default_page_size()?),
-        Source::File { path, range } => {
-            let opened = file(path, *range)?;
+        Source::File { path, range } | Source::FsDax { path, range } => {
+            let opened = file(path, *range, matches!(source, Source::FsDax { .. }))?;
             if opened.len < min_len {
                 let what = source.to_string();
                 return Err(Error::TooSmall { what, have: opened.len, need: min_len });
@@ -80,31 +80,46 @@ fn memory_file(kind: Kind, min_len: u64, page_size: u64) -> Result<Opened> {
     Ok(Opened { kind, page_size, len, backing: Some((file.into(), 0)) })
 }
 
-fn file(path: &Path, range: Option<(u64, u64)>) -> Result<Opened> {
+fn file(path: &Path, range: Option<(u64, u64)>, must_be_dax: bool) -> Result<Opened> {
     // Looked at first: opening a FIFO could block, and opening a device could do anything.
     let path_error = |error| Error::Open { path: path.into(), errno: errno_of(&error) };
-    check_type(path, std::fs::metadata(path).map_err(path_error)?.file_type())?;
+    let device = check_type(path, &std::fs::metadata(path).map_err(path_error)?)?;
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(path_error)?;
     let failed = |call| move |errno| Error::File { call, path: path.into(), errno };
     let metadata = file.metadata().map_err(|error| failed("fstat")(errno_of(&error)))?;
-    check_type(path, metadata.file_type())?;
+    if check_type(path, &metadata)? != device {
+        return Err(Error::NotAFile { path: path.into(), what: "not what it was a moment ago" });
+    }
+    if let Some(device) = device {
+        let (offset, len) = check_range(path, range, device.size, device.align)?;
+        let backing = Some((file.into(), offset));
+        return Ok(Opened { kind: Kind::DevDax, page_size: device.align, len, backing });
+    }
     let fs = fstatfs(&file).map_err(failed("fstatfs"))?;
+    let is_dax = sys::is_dax(file.as_fd()).map_err(failed("statx"))?;
     let (kind, page_size) = match fs.filesystem_type() {
         TMPFS_MAGIC | RAMFS_MAGIC => (Kind::Tmpfs, system_page_size()),
         HUGETLBFS_MAGIC => (Kind::Hugetlb, u64::try_from(fs.block_size()).unwrap_or(4096)),
+        _ if is_dax => (Kind::FsDax, system_page_size()),
         _ => (Kind::PageCache, system_page_size()),
     };
+    if must_be_dax && kind != Kind::FsDax {
+        let why = fsdax::why_not_dax(file.as_fd())?;
+        return Err(Error::NotDax { path: path.into(), why });
+    }
     let (offset, len) = check_range(path, range, metadata.size(), page_size)?;
     Ok(Opened { kind, page_size, len, backing: Some((file.into(), offset)) })
 }
 
-fn check_type(path: &Path, file_type: std::fs::FileType) -> Result<()> {
+/// Lets regular files and devdax devices pass; for the latter, what sysfs says of it.
+fn check_type(path: &Path, metadata: &Metadata) -> Result<Option<devdax::Device>> {
+    let file_type = metadata.file_type();
     let what = if file_type.is_file() {
-        return Ok(());
+        return Ok(None);
+    } else if file_type.is_char_device() {
+        return devdax::Device::of(path, metadata.rdev()).map(Some);
     } else if file_type.is_dir() {
         "a directory"
-    } else if file_type.is_char_device() {
-        "a character device"
     } else if file_type.is_block_device() {
         "a block device"
     } else if file_type.is_fifo() {
@@ -146,7 +161,8 @@ fn beyond(path: &Path, offset: u64, end: u64, size: u64) -> Error {
     Error::BeyondEnd { path: path.into(), offset, end, size }
 }
 
-fn errno_of(error: &std::io::Error) -> Errno {
+/// The errno of a failed call of std's.
+pub fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 

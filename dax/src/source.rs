@@ -1,16 +1,17 @@
 //! What a region is made of, as it is written on a command line.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::{SizeError, parse_size};
 
-/// What a region is made of: `anon`, `memfd`, `hugetlb`, or `FILE[:OFFSET+LEN]`.
+/// What a region is made of: `anon`, `memfd`, `hugetlb`, `FILE[:OFFSET+LEN]`, or
+/// `fsdax:FILE[:OFFSET+LEN]` for a file that must be DAX.
 ///
-/// A file called `anon`, `memfd` or `hugetlb` is written with its folder (`./anon`); a file whose
-/// name holds a colon needs nothing special unless the part after its last colon starts with a
-/// digit.
+/// A file called `anon`, `memfd` or `hugetlb` is written with its folder (`./anon`), as is one
+/// whose name begins with `fsdax:`; a file whose name holds a colon needs nothing special
+/// otherwise, unless the part after its last colon starts with a digit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Source {
@@ -21,8 +22,16 @@ pub enum Source {
     Memfd,
     /// An unnamed file in memory, in huge pages of the system's default size.
     Hugetlb,
-    /// A file: on disk (through the page cache), on tmpfs, or on hugetlbfs.
+    /// A file: on persistent memory, on disk (through the page cache), on tmpfs or on hugetlbfs;
+    /// or a devdax device (/dev/daxX.Y).
     File {
+        /// Its path.
+        path: PathBuf,
+        /// First byte and number of bytes; `None` is the whole file.
+        range: Option<(u64, u64)>,
+    },
+    /// A file that must be DAX: anything else is refused, with the reason.
+    FsDax {
         /// Its path.
         path: PathBuf,
         /// First byte and number of bytes; `None` is the whole file.
@@ -57,6 +66,19 @@ impl Source {
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self::File { path: path.into(), range: None }
     }
+
+    /// A whole file that must be DAX.
+    pub fn fs_dax(path: impl Into<PathBuf>) -> Self {
+        Self::FsDax { path: path.into(), range: None }
+    }
+
+    /// The file's path, if it is one with a name.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File { path, .. } | Self::FsDax { path, .. } => Some(path),
+            _ => None,
+        }
+    }
 }
 
 impl FromStr for Source {
@@ -70,11 +92,23 @@ impl FromStr for Source {
             "hugetlb" => return Ok(Self::Hugetlb),
             _ => {}
         }
+        let (text, must_be_dax) = match text.strip_prefix("fsdax:") {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let named = |path: PathBuf, range| match must_be_dax {
+            true => Self::FsDax { path, range },
+            false => Self::File { path, range },
+        };
         let Some((path, range)) = text
             .rsplit_once(':')
             .filter(|(_, range)| range.starts_with(|c: char| c.is_ascii_digit()))
         else {
-            return Ok(Self::file(text));
+            return if text.is_empty() {
+                Err(SourceError::Empty)
+            } else {
+                Ok(named(text.into(), None))
+            };
         };
         let malformed = || SourceError::Range { path: path.to_owned(), range: range.to_owned() };
         let (offset, len) = range.split_once('+').ok_or_else(malformed)?;
@@ -82,7 +116,7 @@ impl FromStr for Source {
             return Err(malformed());
         }
         let range = Some((parse_size(offset)?, parse_size(len)?));
-        Ok(Self::File { path: path.into(), range })
+        Ok(named(path.into(), range))
     }
 }
 
@@ -92,11 +126,22 @@ impl fmt::Display for Source {
             Self::Anon => f.write_str("anon"),
             Self::Memfd => f.write_str("memfd"),
             Self::Hugetlb => f.write_str("hugetlb"),
-            Self::File { path, range: None } => write!(f, "{}", path.display()),
-            Self::File { path, range: Some((offset, len)) } => {
-                write!(f, "{}:{offset}+{len}", path.display())
-            }
+            Self::File { path, range } => write_file(f, "", path, *range),
+            Self::FsDax { path, range } => write_file(f, "fsdax:", path, *range),
         }
+    }
+}
+
+fn write_file(
+    f: &mut fmt::Formatter<'_>,
+    prefix: &str,
+    path: &Path,
+    range: Option<(u64, u64)>,
+) -> fmt::Result {
+    write!(f, "{prefix}{}", path.display())?;
+    match range {
+        Some((offset, len)) => write!(f, ":{offset}+{len}"),
+        None => Ok(()),
     }
 }
 
@@ -121,6 +166,12 @@ mod tests {
             ("/data/x:0x1000+1G", file("/data/x", Some((4096, 1 << 30)))),
             ("/odd:name", file("/odd:name", None)),
             ("/odd:name:4K+8K", file("/odd:name", Some((4096, 8192)))),
+            ("fsdax:/data/x", Source::fs_dax("/data/x")),
+            ("./fsdax:x", file("./fsdax:x", None)),
+            (
+                "fsdax:/data/x:2M+4K",
+                Source::FsDax { path: "/data/x".into(), range: Some((2 << 20, 4096)) },
+            ),
         ] {
             assert_eq!(text.parse::<Source>(), Ok(source), "{text}");
         }
@@ -136,6 +187,7 @@ mod tests {
         assert!(matches!("x:0+4Q".parse::<Source>(), Err(SourceError::Size(_))));
         assert!(matches!("x:0+".parse::<Source>(), Err(SourceError::Size(_))));
         assert_eq!("".parse::<Source>(), Err(SourceError::Empty));
+        assert_eq!("fsdax:".parse::<Source>(), Err(SourceError::Empty));
     }
 
     proptest::proptest! {

@@ -41,7 +41,7 @@ pub struct PingpongOptions {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     iters: u64,
 
-    /// Memory of the answering end, which is overwritten: memfd, hugetlb, anon or FILE[:OFFSET+LEN]
+    /// Memory of the answering end, which is overwritten: memfd, hugetlb, anon or [fsdax:]FILE[:OFFSET+LEN]
     #[arg(long, default_value = "memfd", value_name = "SOURCE")]
     region: Source,
 

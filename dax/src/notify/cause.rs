@@ -72,6 +72,8 @@ pub enum Cause {
     MapOver,
     /// The process forks: private pages are copied at the next write, by either side.
     Fork,
+    /// More than one of these, told together.
+    Several,
     /// Something, and what cannot be told: taken for anything, anywhere in the file.
     Unknown,
 }
@@ -110,6 +112,7 @@ impl Cause {
             Self::Remove => "remove",
             Self::MapOver => "map-over",
             Self::Fork => "fork",
+            Self::Several => "several",
             Self::Unknown => "unknown",
         }
     }

@@ -121,7 +121,7 @@ pub struct BenchOptions {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub batch: Option<u32>,
 
-    /// Memory the peer reaches, which is overwritten: anon, memfd, hugetlb or FILE[:OFFSET+LEN]
+    /// Memory the peer reaches, which is overwritten: anon, memfd, hugetlb or [fsdax:]FILE[:OFFSET+LEN]
     #[arg(long, default_value = "memfd", value_name = "SOURCE")]
     pub region: Source,
 

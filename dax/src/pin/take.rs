@@ -1,0 +1,222 @@
+//! Taking a pin, asking it, and letting go.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::guard::Guard;
+use super::pipe::Pipe;
+use crate::fsdax::{SystemRam, why_not_dax};
+use crate::pagemap::{Entry, Pagemap};
+use crate::{Error, FileId, Result, sys};
+
+/// How often a page that moves while it is being pinned is tried again.
+const TRIES: u32 = 16;
+
+/// A file's layout, held. See the module's text for what waits for it and what does not.
+///
+/// Dropping it releases it: the page-table entry of the guard page goes first, then the pipe is
+/// drained, and only then are the guard mapping, the pipe and the file closed. So whatever lets a
+/// device reach the file's blocks must be gone **before** its pin is dropped.
+///
+/// May be used from any thread. Not from a forked child, which has neither the guard mapping nor
+/// the right page table; it cannot spoil the parent's pin by closing what it inherited.
+#[derive(Debug)]
+pub struct Pin {
+    guard: Guard,
+    pipe: Pipe,
+    pagemap: Pagemap,
+    file: OwnedFd,
+    id: FileId,
+    offset: u64,
+    /// What the guard's entry said when the page was pinned.
+    pinned: Entry,
+    released: bool,
+}
+
+/// What another process needs to hold the same pin: both ends of the pipe, the file, and where the
+/// guard page is in it. See [`super::AdoptedPin`].
+#[derive(Debug, Clone, Copy)]
+pub struct PinParts<'a> {
+    /// The end that is drained.
+    pub read: BorrowedFd<'a>,
+    /// The end that keeps the pipe from being closed.
+    pub write: BorrowedFd<'a>,
+    /// The file, open for reading and writing.
+    pub file: BorrowedFd<'a>,
+    /// Offset of the guard page in the file, in bytes.
+    pub offset: u64,
+}
+
+impl Pin {
+    /// Pins the file by its page at `file_offset` (a multiple of the page size, before the file's
+    /// end). The page is populated first, so a hole there is filled; it should be one of the
+    /// region's, so that populating the region after the pin shows whether the page moved.
+    /// `file` must be open for reading and writing; the pin keeps a duplicate.
+    ///
+    /// Refuses a file that is not DAX ([`Error::NotDax`]): there the pin would hold nothing. Waits
+    /// as a page fault does, for as long as a layout operation keeps faults out.
+    pub fn take(file: BorrowedFd<'_>, file_offset: u64) -> Result<Self> {
+        let id = FileId::of(file).map_err(Error::identity)?;
+        let failed = |call, hint| {
+            move |errno| Error::Pin { call, file: id, offset: file_offset, hint, errno }
+        };
+        let file = file.try_clone_to_owned().map_err(|error| {
+            failed("dup", "raise the limit on open files")(crate::open::errno_of(&error))
+        })?;
+        if !sys::is_dax(file.as_fd()).map_err(failed("statx", "is the file still there?"))? {
+            let why = why_not_dax(file.as_fd())?;
+            return Err(Error::NotDax { path: format!("file {id}").into(), why });
+        }
+        let pagemap = Pagemap::own()?;
+        let page = pagemap.page_size() as usize;
+        let guard = Guard::map(file.as_fd(), file_offset, page).map_err(failed(
+            "mmap",
+            "the file must be open for reading and writing, and the offset a multiple of the page",
+        ))?;
+        let pipe = Pipe::new().map_err(failed("pipe2", "raise the limit on open files"))?;
+        let mut tries = 0;
+        let pinned = loop {
+            tries += 1;
+            if tries > TRIES {
+                return Err(Error::Restless { file: id, tries: TRIES });
+            }
+            guard.populate().map_err(failed(
+                "MADV_POPULATE_WRITE",
+                "is the page before the end of the file, and is there room on the file system?",
+            ))?;
+            let before = guard.entry(&pagemap).map_err(failed("pagemap", "is /proc mounted?"))?;
+            if before == Entry::Absent {
+                continue;
+            }
+            match pipe.put(guard.page(), guard.len()) {
+                Ok(()) => {}
+                // The page is past the end of the file by now: populating says so.
+                Err(Errno::EFAULT) => continue,
+                Err(errno) => {
+                    let hint = "are pipes restricted (fs.pipe-user-pages-hard)?";
+                    return Err(failed("vmsplice", hint)(errno));
+                }
+            }
+            // vmsplice faults a page in that was taken out just before it, for reading: what it
+            // holds then may be a hole's zero page or another block. The same address before and
+            // after is the populated one.
+            let after = guard.entry(&pagemap).map_err(failed("pagemap", "is /proc mounted?"))?;
+            if after == before {
+                break before;
+            }
+            // Gone already: an operation waits, and finds nothing to wait for now.
+            let _ = guard.forget();
+            pipe.drain().map_err(failed("read", "the pipe cannot be drained"))?;
+        };
+        let pin =
+            Self { guard, pipe, pagemap, file, id, offset: file_offset, pinned, released: false };
+        pin.check_persistent()?;
+        Ok(pin)
+    }
+
+    /// Refuses a page that is not persistent memory. Without privilege its address is hidden, and
+    /// that the file is DAX and the page was populated for writing has to do.
+    fn check_persistent(&self) -> Result<()> {
+        let Entry::At(phys) = self.pinned else { return Ok(()) };
+        if SystemRam::read()?.contains(phys) {
+            let what = format!("file {}", self.id);
+            return Err(Error::NotPersistent { what, offset: self.offset, phys });
+        }
+        Ok(())
+    }
+
+    /// The file.
+    pub fn file_id(&self) -> FileId {
+        self.id
+    }
+
+    /// Whether somebody has started to wait for this pin, or has gone past it: the guard page's
+    /// entry is gone, or shows another block. Stays true. One read of pagemap: no lock of the file,
+    /// no fault, no allocation; it waits only while another thread changes this process's
+    /// mappings. After [`Self::release`] it is true.
+    pub fn disturbed(&self) -> Result<bool> {
+        if self.released {
+            return Ok(true);
+        }
+        let entry = self.guard.entry(&self.pagemap);
+        let entry = entry.map_err(|errno| Error::Pagemap { call: "read", errno })?;
+        Ok(entry != self.pinned)
+    }
+
+    /// Lets go, so that a waiting operation proceeds: empties the guard page's entry (Linux 7.3
+    /// waits until nothing refers to the page, page tables included), then drains the pipe. May be
+    /// called again. No allocation, no wait, no lock of the file.
+    ///
+    /// From its return on nothing holds the file's blocks in place.
+    pub fn release(&mut self) -> Result<()> {
+        if self.released {
+            return Ok(());
+        }
+        let failed = |call, errno| Error::Pin {
+            call,
+            file: self.id,
+            offset: self.offset,
+            hint: "the pin may still be held; it goes when every process that has it ends",
+            errno,
+        };
+        // The drain is what counts: it is tried even if the first step fails.
+        let forgotten = self.guard.forget().map_err(|errno| failed("MADV_DONTNEED", errno));
+        self.pipe.drain().map_err(|errno| failed("read of the pipe", errno))?;
+        self.released = true;
+        forgotten
+    }
+
+    /// Whether [`Self::release`] was called and succeeded.
+    pub fn is_released(&self) -> bool {
+        self.released
+    }
+
+    /// Whether the page is still in the pipe: false after a release here, or by whoever adopted
+    /// the pin.
+    pub fn is_held(&self) -> Result<bool> {
+        self.pipe.is_full().map_err(|errno| Error::Pin {
+            call: "FIONREAD",
+            file: self.id,
+            offset: self.offset,
+            hint: "the pipe cannot be asked",
+            errno,
+        })
+    }
+
+    /// What another process needs to hold it too.
+    pub fn parts(&self) -> PinParts<'_> {
+        PinParts {
+            read: self.pipe.read_end(),
+            write: self.pipe.write_end(),
+            file: self.file.as_fd(),
+            offset: self.offset,
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            tracing::error!(%error, "a layout pin could not be released");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_dax_is_not_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [1; 4096]).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        match Pin::take(file.as_fd(), 0) {
+            Err(Error::NotDax { .. }) => {}
+            Ok(_) if sys::is_dax(file.as_fd()).unwrap() => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
