@@ -51,6 +51,19 @@ pub enum Error {
         /// Bytes of the region.
         region: usize,
     },
+    /// The guard of regions refused, or could not be had.
+    #[error("{0}")]
+    Guard(String),
+    /// Blocks of a DAX file, for a device of the kernel, without a guard.
+    #[error(
+        "{what} is a DAX file, and no kernel pins its pages for a device: only a guard keeps the \
+         device off blocks that the file gives up; register it with \
+         ProtectionDomain::register_guarded, or choose 'memfd' or a device file (/dev/dax)"
+    )]
+    NeedsGuard {
+        /// Where the memory is from.
+        what: String,
+    },
     /// The peer's queue pairs or regions are not those that were expected.
     #[error("the peer does not fit: {0}")]
     Peer(String),

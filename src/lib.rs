@@ -62,6 +62,7 @@
 //! shared.
 
 mod address;
+pub mod coherence;
 pub mod connect;
 mod device;
 pub mod dma;

@@ -1,11 +1,13 @@
 //! Protection domains: what may be used together, and what is made in them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast_dax::Memory;
+use holdfast_dax::{GRANULE, Memory};
 use holdfast_driver as driver;
+use holdfast_iommu::{Prot, Scrap, Tenant};
 use holdfast_wire::attr;
 
+use crate::coherence::{Guard, Policy};
 use crate::device::DeviceInner;
 use crate::{
     CompletionQueue, MemoryRegion, QueuePair, QueuePairOptions, Result, SharedReceiveQueue,
@@ -36,6 +38,11 @@ impl Access {
         self.0
     }
 
+    /// What the device may do with its memory.
+    pub(crate) const fn prot(self) -> Prot {
+        if self.writable() { Prot::ReadWrite } else { Prot::Read }
+    }
+
     /// Whether the device ever writes the region.
     pub const fn writable(self) -> bool {
         self.0 & attr::ACCESS_LOCAL_WRITE != 0
@@ -54,13 +61,15 @@ impl std::ops::BitOr for Access {
 #[derive(Debug, Clone)]
 pub struct ProtectionDomain {
     pd: Arc<driver::ProtectionDomain>,
+    tenant: Tenant,
+    scrap: Arc<Mutex<Option<Arc<Scrap>>>>,
     device: Arc<DeviceInner>,
 }
 
 impl ProtectionDomain {
     pub(crate) fn new(device: &Arc<DeviceInner>) -> Result<Self> {
         let pd = device.driver.alloc_pd(&device.uar)?;
-        Ok(Self { pd, device: Arc::clone(device) })
+        Ok(Self { pd, tenant: Tenant::new(), scrap: Arc::default(), device: Arc::clone(device) })
     }
 
     /// The driver's object below.
@@ -71,6 +80,36 @@ impl ProtectionDomain {
     /// Puts memory within the device's reach. On a device of the kernel this pins its pages.
     pub fn register(&self, memory: Memory, access: Access) -> Result<MemoryRegion> {
         MemoryRegion::new(self, &self.device, memory, access)
+    }
+
+    /// Puts memory within the device's reach, and under a guard: before the layout of the file
+    /// behind it changes, scrap takes its place, as `policy` says. A DAX file on a device of the
+    /// kernel can be registered in no other way. Blocks for its mapping, and while an operation on
+    /// the file's layout is under way.
+    pub fn register_guarded(
+        &self,
+        memory: Memory,
+        access: Access,
+        guard: &Guard,
+        policy: Policy,
+    ) -> Result<MemoryRegion> {
+        MemoryRegion::guarded(self, &self.device, memory, access, guard, policy)
+    }
+
+    /// Whose scrap may stand behind its regions.
+    pub(crate) fn tenant(&self) -> Tenant {
+        self.tenant
+    }
+
+    /// The scrap behind regions of this protection domain that lost their file; nobody else's.
+    pub(crate) fn scrap(&self) -> Result<Arc<Scrap>> {
+        let mut scrap = self.scrap.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scrap) = &*scrap {
+            return Ok(Arc::clone(scrap));
+        }
+        let made = Arc::new(self.device.space.scrap_for(self.tenant, GRANULE)?);
+        *scrap = Some(Arc::clone(&made));
+        Ok(made)
     }
 
     /// A queue pair, ready to take receives and to be connected. Its sends complete in `send_cq`,

@@ -2,14 +2,15 @@
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_dax::Memory;
 use holdfast_driver as driver;
-use holdfast_iommu::{Backing, Mapping, Piece, Prot};
+use holdfast_iommu::{Backing, Mapping, Piece};
 use holdfast_wire::PAGE_SIZE;
 use holdfast_wire::wqe::Sge;
 
+use crate::coherence::{Guard, Placement, Policy, Reaction, RegionId, Tie};
 use crate::connect::RemoteRegion;
 use crate::device::DeviceInner;
 use crate::{Access, Error, ProtectionDomain, Result};
@@ -28,16 +29,35 @@ pub struct MemoryRegion {
     pub(crate) inner: Arc<RegionInner>,
 }
 
-/// The parts, taken down in the order of declaration: first the device forgets the region, then
-/// the IOMMU its addresses, then the memory goes.
+/// The parts, taken down in order: first the device forgets the region, then the IOMMU its
+/// addresses, then the memory goes.
 #[derive(Debug)]
 pub(crate) struct RegionInner {
-    registration: ManuallyDrop<driver::MemoryRegion>,
-    mapping: ManuallyDrop<Mapping>,
-    memory: ManuallyDrop<Memory>,
+    registration: Registration,
+    /// What requests name, without a look at the registration.
+    keys: Keys,
+    body: ManuallyDrop<Body>,
     taken_down: bool,
     // The device outlives its regions.
     device: Arc<DeviceInner>,
+}
+
+/// The device's knowledge of a region. A guard may take it away, so it is shared.
+type Registration = Arc<Mutex<Option<driver::MemoryRegion>>>;
+
+#[derive(Debug, Clone, Copy)]
+struct Keys {
+    start: u64,
+    length: u64,
+    lkey: u32,
+    rkey: u32,
+}
+
+/// Where a region's memory is, and who sees to its mapping.
+#[derive(Debug)]
+enum Body {
+    Plain { mapping: Mapping, memory: Memory },
+    Guarded(Tie),
 }
 
 /// A part of a region, to be named in a request. It borrows the region, and the queue it is posted
@@ -69,46 +89,95 @@ impl MemoryRegion {
         memory: Memory,
         access: Access,
     ) -> Result<Self> {
-        // SAFETY: the memory stays mapped until `RegionInner` has seen the mapping go (or leaks
-        // both), and `Memory` never gives out a reference to its bytes.
-        let backing = unsafe { Backing::memory(memory.as_ptr().as_ptr().addr(), memory.backing()) };
+        if Placement::of(memory.kind(), &device.space) == Placement::Physical {
+            return Err(Error::NeedsGuard { what: memory.source().to_string() });
+        }
+        let prot = access.prot();
+        let backing =
+            // SAFETY: the memory stays mapped until `RegionInner` has seen the mapping go (or
+            // leaks both), and `Memory` never gives out a reference to its bytes.
+            unsafe { Backing::memory(memory.as_ptr().as_ptr().addr(), memory.backing()) };
         let piece = Piece { backing, len: memory.len() as u64 };
-        let prot = if access.writable() { Prot::ReadWrite } else { Prot::Read };
         let mapping = device
             .space
             .map(piece, prot, None)
             .map_err(|source| Error::Map { what: memory.source().to_string(), source })?;
-        let pages: Vec<u64> = mapping.pages(PAGE_SIZE as u64).collect();
+        Self::with_body(pd, device, Body::Plain { mapping, memory }, access)
+    }
+
+    /// Maps `memory` under a guard and registers it.
+    pub(crate) fn guarded(
+        pd: &ProtectionDomain,
+        device: &Arc<DeviceInner>,
+        memory: Memory,
+        access: Access,
+        guard: &Guard,
+        policy: Policy,
+    ) -> Result<Self> {
+        let tie = guard.register(device, pd, memory, access.prot(), policy)?;
+        let region = Self::with_body(pd, device, Body::Guarded(tie), access)?;
+        if let (Body::Guarded(tie), Reaction::Revoke) = (&*region.inner.body, policy.reaction) {
+            let registration = Arc::clone(&region.inner.registration);
+            tie.region.on_revoke(Box::new(move || {
+                let taken = lock(&registration).take();
+                if let Some(Err(error)) = taken.map(driver::MemoryRegion::destroy) {
+                    tracing::error!(%error, "the device did not forget a revoked region");
+                }
+            }));
+        }
+        Ok(region)
+    }
+
+    fn with_body(
+        pd: &ProtectionDomain,
+        device: &Arc<DeviceInner>,
+        body: Body,
+        access: Access,
+    ) -> Result<Self> {
+        let memory = body.memory();
         let start = memory.as_ptr().as_ptr().addr() as u64;
         let length = memory.len() as u64;
+        let iova = body.iova();
+        let pages: Vec<u64> =
+            (0..length / PAGE_SIZE as u64).map(|page| iova + page * PAGE_SIZE as u64).collect();
         let registered =
             device.driver.register_mr(pd.driver(), start, length, &pages, access.bits());
         let registration = match registered {
             Ok(registration) => registration,
             Err(error) => {
-                unmap_or_keep(device, mapping, memory);
+                unmap_or_keep(device, body);
                 return Err(error.into());
             }
         };
+        let (lkey, rkey) = (registration.lkey(), registration.rkey());
+        let keys = Keys { start, length, lkey, rkey };
         Ok(Self {
             inner: Arc::new(RegionInner {
-                registration: ManuallyDrop::new(registration),
-                mapping: ManuallyDrop::new(mapping),
-                memory: ManuallyDrop::new(memory),
+                registration: Arc::new(Mutex::new(Some(registration))),
+                keys,
+                body: ManuallyDrop::new(body),
                 taken_down: false,
                 device: Arc::clone(device),
             }),
         })
     }
 
+    /// Its name in events, if a guard watches it.
+    pub fn id(&self) -> Option<RegionId> {
+        match &*self.inner.body {
+            Body::Plain { .. } => None,
+            Body::Guarded(tie) => Some(tie.region.id),
+        }
+    }
+
     /// The memory, for this side's own access.
     pub fn memory(&self) -> &Memory {
-        &self.inner.memory
+        self.inner.body.memory()
     }
 
     /// Bytes.
     pub fn len(&self) -> usize {
-        self.inner.memory.len()
+        self.inner.keys.length as usize
     }
 
     /// Never true: there are no empty regions.
@@ -122,8 +191,8 @@ impl MemoryRegion {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len());
         match u32::try_from(len) {
             Ok(length) if inside => {
-                let addr = self.inner.registration.start() + offset as u64;
-                let sge = Sge { addr, length, lkey: self.inner.registration.lkey() };
+                let keys = &self.inner.keys;
+                let sge = Sge { addr: keys.start + offset as u64, length, lkey: keys.lkey };
                 Ok(Slice { sge, region: &self.inner })
             }
             _ => Err(Error::OutsideRegion { offset, len, region: self.len() }),
@@ -132,26 +201,23 @@ impl MemoryRegion {
 
     /// What a peer needs to reach the region.
     pub fn remote(&self) -> RemoteRegion {
-        RemoteRegion {
-            addr: self.inner.registration.start(),
-            len: self.inner.registration.length(),
-            rkey: self.inner.registration.rkey(),
-        }
+        let Keys { start, length, rkey, .. } = self.inner.keys;
+        RemoteRegion { addr: start, len: length, rkey }
     }
 
     /// The local key.
     pub fn lkey(&self) -> u32 {
-        self.inner.registration.lkey()
+        self.inner.keys.lkey
     }
 
     /// The remote key.
     pub fn rkey(&self) -> u32 {
-        self.inner.registration.rkey()
+        self.inner.keys.rkey
     }
 
     /// Where the region lies in the device's address space.
     pub fn iova(&self) -> u64 {
-        self.inner.mapping.iova()
+        self.inner.body.iova()
     }
 
     /// Takes the region from the device and gives the memory back. When this returns `Ok`, no
@@ -200,27 +266,64 @@ impl RegionInner {
         // What failed is done all the same where the device's process has let go of everything.
         let device = &self.device;
         let settle = |error: Error| if device.let_go(&error) { Ok(()) } else { Err(error) };
-        // SAFETY: each part is taken once, guarded by `taken_down`, and not used afterwards. A
-        // part that follows one that failed is left alone, which leaks it: the device may still
-        // reach it.
-        unsafe {
-            let registration = ManuallyDrop::take(&mut self.registration);
+        let registration = lock(&self.registration).take();
+        if let Some(registration) = registration {
             registration.destroy().map_err(Error::from).or_else(settle)?;
-            let mapping = ManuallyDrop::take(&mut self.mapping);
-            mapping.unmap().map_err(Error::from).or_else(settle)?;
-            Ok(ManuallyDrop::take(&mut self.memory))
+        }
+        // SAFETY: taken once, guarded by `taken_down`, and not used afterwards. If the device did
+        // not forget the region, it is left alone, which leaks it: the device may still reach it.
+        let body = unsafe { ManuallyDrop::take(&mut self.body) };
+        body.unmap(settle)
+    }
+}
+
+impl Body {
+    fn memory(&self) -> &Memory {
+        match self {
+            Self::Plain { memory, .. } => memory,
+            Self::Guarded(tie) => &tie.region.memory,
+        }
+    }
+
+    fn iova(&self) -> u64 {
+        match self {
+            Self::Plain { mapping, .. } => mapping.iova(),
+            Self::Guarded(tie) => tie.region.iova(),
+        }
+    }
+
+    /// Takes the memory out of the device's address space and gives it back; if that does not work
+    /// (and `settle` does not say that it did not have to), leaks it.
+    fn unmap(self, settle: impl Fn(Error) -> Result<()>) -> Result<Memory> {
+        match self {
+            Self::Plain { mapping, memory } => {
+                let memory = ManuallyDrop::new(memory);
+                mapping.unmap().map_err(Error::from).or_else(settle)?;
+                Ok(ManuallyDrop::into_inner(memory))
+            }
+            Self::Guarded(tie) => {
+                let tie = ManuallyDrop::new(tie);
+                if let Err(error) = tie.take_down() {
+                    settle(error)?;
+                    tie.leave_unmapped();
+                }
+                ManuallyDrop::into_inner(tie).into_memory()
+            }
         }
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the lock guards is taken whole, so a panic elsewhere leaves it true.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Takes back memory that was mapped but not registered, or leaks it if the device may still reach
 /// it.
-fn unmap_or_keep(device: &DeviceInner, mapping: Mapping, memory: Memory) {
-    if let Err(error) = mapping.unmap().map_err(Error::from)
-        && !device.let_go(&error)
-    {
+fn unmap_or_keep(device: &DeviceInner, body: Body) {
+    let settle = |error: Error| if device.let_go(&error) { Ok(()) } else { Err(error) };
+    if let Err(error) = body.unmap(settle) {
         tracing::error!(%error, "memory stays mapped: the device may reach it");
-        std::mem::forget(memory);
     }
 }
 

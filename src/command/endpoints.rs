@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use holdfast::coherence::{Guard, GuardOptions, Policy};
 use holdfast::connect::{Endpoint, Exchange, Listener};
 use holdfast::{
     Access, Completion, CompletionQueue, Device, DeviceAddress, EmulatedNic, EmulatedOptions,
@@ -18,7 +19,7 @@ use holdfast::{
 
 use super::affinity::{self, Placement};
 use super::child::NicChild;
-use super::watch::Watch;
+use super::patience::Patience;
 use super::{Usage, interrupt, parse};
 
 /// Longest message there is room for: a region, of 1 GiB at most, has a buffer to send from and one
@@ -131,6 +132,8 @@ pub struct Shape {
     pub recv_depth: u32,
     /// Inline bytes wanted, if the device has them.
     pub inline: u32,
+    /// Who guards the passive end's region; a DAX file is always guarded.
+    pub guard: Option<Guard>,
 }
 
 /// One end.
@@ -233,8 +236,8 @@ impl Session {
     }
 
     /// A watch over waiting loops.
-    pub fn watch(&self) -> Watch {
-        Watch::new(self.timeout)
+    pub fn watch(&self) -> Patience {
+        Patience::new(self.timeout)
     }
 
     /// Waits until the other process has come to the same point, if there is one; for as long as
@@ -252,7 +255,15 @@ impl End {
     fn new(device: Device, source: &Source, shape: &Shape) -> anyhow::Result<Self> {
         let memory = Memory::open(source, shape.bytes, Populate::Yes)?;
         let pd = device.protection_domain()?;
-        let region = pd.register(memory, Access::ALL)?;
+        let guard = match &shape.guard {
+            Some(guard) if *source == shape.region => Some(guard.clone()),
+            None if memory.kind().may_move() => Some(Guard::start(GuardOptions::default())?),
+            _ => None,
+        };
+        let region = match guard {
+            Some(guard) => pd.register_guarded(memory, Access::ALL, &guard, Policy::FOLLOW)?,
+            None => pd.register(memory, Access::ALL)?,
+        };
         let send_cq = device.completion_queue(shape.send_depth * shape.qps)?;
         let recv_cq = device.completion_queue(shape.recv_depth.max(1) * shape.qps)?;
         let options = QueuePairOptions {
@@ -322,7 +333,7 @@ impl End {
 #[inline]
 pub fn wait_for(
     cq: &mut CompletionQueue,
-    watch: &mut Watch,
+    watch: &mut Patience,
     what: &'static str,
 ) -> anyhow::Result<Completion> {
     let mut completion = [Completion::default()];

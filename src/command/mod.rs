@@ -13,6 +13,7 @@ mod interrupt;
 mod machine;
 mod nic;
 mod parse;
+mod patience;
 mod pingpong;
 mod watch;
 
@@ -75,6 +76,8 @@ enum Command {
     Pingpong(pingpong::PingpongOptions),
     /// Measure latency, bandwidth or operation rate
     Bench(bench::BenchOptions),
+    /// Guard files as memory regions and print what happens to them, as it happens
+    Watch(watch::WatchOptions),
     /// RDMA WRITE and READ a real file through an emulated NIC, and check every byte
     Demo(demo::DemoOptions),
 }
@@ -105,6 +108,7 @@ pub fn run() -> ExitCode {
         Command::Nic(options) => nic::run(options),
         Command::Pingpong(options) => pingpong::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Watch(options) => watch::run(options),
         Command::Demo(options) => demo::run(options),
     };
     match done {

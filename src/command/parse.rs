@@ -17,9 +17,32 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time with its unit: `100us`, `50ms`, `2s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+    let split = units.iter().find_map(|(unit, scale)| {
+        let number = text.strip_suffix(unit)?.parse::<f64>().ok()?;
+        Some(number * scale)
+    });
+    match split {
+        Some(seconds) if seconds > 0.0 && seconds <= 1e7 => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("'{text}' is not a time above 0 with its unit, such as 50ms or 2s")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_has_its_unit() {
+        assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
+        assert_eq!(duration("100us"), Ok(Duration::from_micros(100)));
+        assert_eq!(duration("0.5s"), Ok(Duration::from_millis(500)));
+        for text in ["", "5", "ms", "-1s", "0s", "1e99s", "infs", "nanms"] {
+            assert!(duration(text).unwrap_err().contains("with its unit"), "{text}");
+        }
+    }
 
     #[test]
     fn seconds_are_positive_numbers() {

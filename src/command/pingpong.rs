@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::endpoints::{End, EndpointOptions, LARGEST_MESSAGE, Session, Shape, wait_for};
 use super::histogram::{human_bytes, human_ns};
-use super::watch::Watch;
+use super::patience::Patience;
 use super::{EXIT_FAILED, Usage, interrupt, parse, print};
 
 /// Receives that each end keeps posted.
@@ -81,6 +81,7 @@ pub fn run(options: &PingpongOptions) -> anyhow::Result<ExitCode> {
         send_depth: DEPTH,
         recv_depth: DEPTH,
         inline: 0,
+        guard: None,
     };
     let mut session = Session::start(&options.endpoints, placement, &shape)?;
     let mut watch = session.watch();
@@ -145,7 +146,7 @@ fn receive(end: &mut End, size: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn send(end: &mut End, message: u64, bytes: &mut [u8], watch: &mut Watch) -> anyhow::Result<()> {
+fn send(end: &mut End, message: u64, bytes: &mut [u8], watch: &mut Patience) -> anyhow::Result<()> {
     fill(message, bytes);
     let End { qps, region, send_cq, .. } = end;
     region.memory().write_at(0, bytes)?;
@@ -160,7 +161,7 @@ fn arrives(
     end: &mut End,
     message: u64,
     bytes: &mut [u8],
-    watch: &mut Watch,
+    watch: &mut Patience,
 ) -> anyhow::Result<bool> {
     let completion = wait_for(&mut end.recv_cq, watch, "a message")?;
     let size = bytes.len();

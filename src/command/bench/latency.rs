@@ -17,7 +17,7 @@ use crate::command::clock::Clock;
 use crate::command::endpoints::{End, Session, failures, succeeded, wait_for};
 use crate::command::histogram::Latencies;
 use crate::command::interrupt;
-use crate::command::watch::Watch;
+use crate::command::patience::Patience;
 
 /// One of so many writes or sends is signalled.
 const SIGNAL_INTERVAL: u64 = 16;
@@ -199,7 +199,7 @@ impl<'a> Player<'a> {
 
     /// Sends the message of a round.
     #[inline(always)]
-    fn serve(&mut self, round: u64, sends: bool, watch: &mut Watch) -> anyhow::Result<()> {
+    fn serve(&mut self, round: u64, sends: bool, watch: &mut Patience) -> anyhow::Result<()> {
         let signalled = round.is_multiple_of(SIGNAL_INTERVAL);
         let flags = if signalled { SendFlags::SIGNALED } else { SendFlags::NONE };
         let mark = mark_of(round);
@@ -233,7 +233,7 @@ impl<'a> Player<'a> {
 
     /// Waits for the message of a round.
     #[inline(always)]
-    fn wait(&mut self, round: u64, sends: bool, watch: &mut Watch) -> anyhow::Result<()> {
+    fn wait(&mut self, round: u64, sends: bool, watch: &mut Patience) -> anyhow::Result<()> {
         if sends {
             wait_for(self.recv_cq, watch, "a message")?;
             self.qp.receive(0, &[self.target])?;
@@ -250,7 +250,7 @@ impl<'a> Player<'a> {
 
     /// While nothing arrives: an error completion would be why.
     #[inline(always)]
-    fn look(&mut self, watch: &mut Watch) -> anyhow::Result<()> {
+    fn look(&mut self, watch: &mut Patience) -> anyhow::Result<()> {
         if let Err(error) = watch.tick("the write back") {
             self.poll_sends()?;
             return Err(error);
@@ -268,7 +268,7 @@ impl<'a> Player<'a> {
     }
 
     /// Takes completions of sends, and waits for some when too many are outstanding.
-    fn reap(&mut self, watch: &mut Watch) -> anyhow::Result<()> {
+    fn reap(&mut self, watch: &mut Patience) -> anyhow::Result<()> {
         self.poll_sends()?;
         while self.qp.outstanding_sends() > MOST_OUTSTANDING {
             self.poll_sends()?;

@@ -8,7 +8,7 @@ use super::{Layout, Measured};
 use crate::command::clock::Clock;
 use crate::command::endpoints::{End, Session, failures, succeeded};
 use crate::command::interrupt;
-use crate::command::watch::Watch;
+use crate::command::patience::Patience;
 
 /// Completions taken at a time.
 const POLL: usize = 32;
@@ -41,7 +41,7 @@ pub fn run(
 fn turns(
     sender: &mut Option<Sender<'_>>,
     receiver: &mut Option<Receiver<'_>>,
-    mut watch: Watch,
+    mut watch: Patience,
     clock: &Clock,
     stop: Stop,
 ) -> anyhow::Result<()> {

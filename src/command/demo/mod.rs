@@ -1,5 +1,7 @@
 //! `holdfast demo`: RDMA into a real file, every byte checked through the file system.
 
+mod moving;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::IsTerminal as _;
 use std::os::unix::fs::FileExt as _;
@@ -9,18 +11,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
+use holdfast::coherence::{Guard, GuardOptions};
 use holdfast::{Remote, SendFlags, Source};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::clock::Clock;
-use super::endpoints::{DeviceOptions, End, EndpointOptions, Session, Shape, wait_for};
-use super::histogram::{Latencies, Percentiles, human_bytes, human_ns};
-use super::machine::Machine;
+use crate::command::clock::Clock;
+use crate::command::endpoints::{DeviceOptions, End, EndpointOptions, Session, Shape, wait_for};
+use crate::command::histogram::{Latencies, Percentiles, human_bytes, human_ns};
+use crate::command::machine::Machine;
 use super::pingpong::{fill, is};
-use super::watch::Watch;
-use super::{EXIT_FAILED, Usage, interrupt, parse, print};
+use moving::Moving;
+use crate::command::patience::Patience;
+use crate::command::{EXIT_FAILED, Usage, interrupt, parse, print};
 
 /// Bytes of one WRITE or READ: a page.
 const BLOCK: usize = 4096;
@@ -82,7 +86,16 @@ struct Outcome {
     seconds: f64,
     write: Percentiles,
     read: Percentiles,
+    /// The file moved under continuous WRITEs.
+    moving: Option<Moving>,
     machine: Machine,
+}
+
+impl Outcome {
+    fn is_right(&self) -> bool {
+        let moving = self.moving.as_ref();
+        self.errors == 0 && moving.is_some_and(|moving| moving.failed == 0 && moving.foreign_bytes == 0)
+    }
 }
 
 /// Runs the demo.
@@ -102,6 +115,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
         let (size, path) = (human_bytes(size as u64), place.path.display());
         print(format_args!("region    {size} of {path}\n"))?;
     }
+    let guard = Guard::start(GuardOptions::default())?;
     let shape = Shape {
         purpose: "demo".to_owned(),
         bytes: size,
@@ -110,12 +124,15 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
         send_depth: 8,
         recv_depth: 1,
         inline: 0,
+        guard: Some(guard.clone()),
     };
     let mut session = Session::start(&endpoints, placement, &shape)?;
-    let outcome = exchange(&mut session, options, &place.path, &clock)?;
+    let (write, read, outcome) = exchange(&mut session, options, &place.path, &clock)?;
+    let moving = moving::run(&mut session, &guard, &place.path)?;
     drop(session);
-    let (write, read) = (outcome.0, outcome.1);
-    let outcome = Outcome { write: write.percentiles(), read: read.percentiles(), ..outcome.2 };
+    let (write_ns, read_ns) = (write.percentiles(), read.percentiles());
+    let outcome = Outcome { write: write_ns, read: read_ns, moving: Some(moving), ..outcome };
+    let right = outcome.is_right();
     if options.json {
         print(format_args!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
     } else {
@@ -144,7 +161,10 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
             }
         ))?;
     }
-    Ok(if outcome.errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+    if let Some(moving) = outcome.moving.as_ref().filter(|_| !options.json) {
+        print(moving)?;
+    }
+    Ok(if right { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }
 
 /// The file, and the folder it goes away with.
@@ -240,6 +260,7 @@ fn exchange(
         seconds: started.elapsed().as_secs_f64(),
         write: Percentiles::default(),
         read: Percentiles::default(),
+        moving: None,
         machine: Machine { timer: Some(clock.name()), ..Machine::read() },
     };
     Ok((write, read, outcome))
@@ -252,7 +273,7 @@ fn one_block(
     message: u64,
     offset: usize,
     clock: &Clock,
-    watch: &mut Watch,
+    watch: &mut Patience,
     write: &mut Latencies,
     read: &mut Latencies,
 ) -> anyhow::Result<bool> {

@@ -1,0 +1,310 @@
+//! A guarded file: its layout pin, its regions, and the way from one state to the next.
+//!
+//! ```text
+//!              notice               fenced, pin released
+//!   Held ----------------> Holding --------------------> Open
+//!    ^  \_______________________________________________^  |
+//!    |            (no region wants time)                   |
+//!    +-----------------------------------------------------+
+//!                 pin taken again (follow, or a new region)
+//! ```
+//!
+//! *Held*: the pin is in force, and whatever stands on the file may be reached by the device. An
+//! operation that wants to change the layout waits. *Open*: no pin; nothing of a region that needs
+//! one stands on the file. That is the rule that everything here serves: the file system looks at
+//! all pages of the file, so a pin can only be let go as a whole, and from then on any operation
+//! may pass; therefore all regions go to scrap first, whatever little the operation wants to change.
+//!
+//! One lock guards a file's state. Nothing that may block on the file system is done under it; the
+//! guard, which only tries it, goes on to other files when it is taken.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use holdfast_dax::{FileId, Pin};
+use holdfast_dax::notify::{Cause, Notice, NotifierKind};
+use holdfast_iommu::{Order, retarget_all};
+
+use super::event::{Event, EventKind, Part, RegionId, Timing};
+use super::held::HeldPin;
+use super::policy::Reaction;
+use super::region::GuardedRegion;
+use super::stream::Publisher;
+
+/// A file with regions.
+#[derive(Debug)]
+pub struct GuardedFile {
+    pub id: FileId,
+    pub fd: OwnedFd,
+    pub path: Option<PathBuf>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What guards a file's state.
+#[derive(Debug)]
+pub struct State {
+    pub phase: Phase,
+    pub pin: Option<Arc<HeldPin>>,
+    pub regions: Vec<Arc<GuardedRegion>>,
+    /// The operation that is dealt with, or was last.
+    pub why: Why,
+    /// Counts the breaks, so that a restore can tell that there was another.
+    pub epoch: u64,
+    /// Threads that restore something right now, and may hold a region.
+    pub restoring: usize,
+    /// When the pin was taken: what was noticed before is settled.
+    pub held_since: Instant,
+    /// It has no regions and is not watched any more: who wants to add one needs a new one.
+    pub forgotten: bool,
+    /// The last announcement, for the cause of what will be found waiting.
+    announced: Option<Why>,
+}
+
+/// Where a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The pin is in force, or there is nothing to pin.
+    Held,
+    /// An operation waits, and a region was given time.
+    Holding {
+        /// When its time is over.
+        until: Instant,
+    },
+    /// No pin: everything that needs one is on scrap.
+    Open,
+}
+
+/// What is known of an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Why {
+    pub cause: Cause,
+    pub notifier: NotifierKind,
+    pub pid: Option<i32>,
+    pub range: Option<Range<u64>>,
+    pub at: Instant,
+}
+
+impl From<Notice> for Why {
+    fn from(notice: Notice) -> Self {
+        let Notice { cause, notifier, pid, range, at, .. } = notice;
+        Self { cause, notifier, pid, range, at }
+    }
+}
+
+impl Why {
+    /// Something waits, and nobody knows what.
+    pub fn unknown(notifier: NotifierKind) -> Self {
+        Self { cause: Cause::Unknown, notifier, pid: None, range: None, at: Instant::now() }
+    }
+}
+
+/// How long an announcement explains what is found waiting.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// What a break came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broke {
+    /// Everything is away from the file, and the operation may go on.
+    Done,
+    /// A region was given time.
+    Waits,
+    /// Something may still reach the file: the pin stays, and this must be tried again.
+    Again,
+}
+
+impl GuardedFile {
+    /// A file without regions.
+    pub fn new(id: FileId, fd: OwnedFd, path: Option<PathBuf>) -> Self {
+        let state = State {
+            phase: Phase::Open,
+            pin: None,
+            regions: Vec::new(),
+            why: Why::unknown(NotifierKind::GuardPage),
+            epoch: 0,
+            restoring: 0,
+            held_since: Instant::now(),
+            forgotten: false,
+            announced: None,
+        };
+        Self { id, fd, path, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is changed in single steps, each of which is safe, so a panic elsewhere leaves
+        // it so.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, unless somebody else has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Wakes whoever waits in [`GuardedFile::wait`].
+    pub fn changed(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Gives up the lock until something has changed.
+    pub fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a pin by the page of the file at `offset`, which must have a block. Blocks while an
+    /// operation changes the layout; the caller holds no lock.
+    pub fn pin(&self, offset: u64) -> holdfast_dax::Result<Arc<HeldPin>> {
+        Ok(Arc::new(HeldPin::new(Pin::take(self.fd.as_fd(), offset)?)))
+    }
+}
+
+impl State {
+    /// Whether any region would need a pin.
+    pub fn needs_pin(&self) -> bool {
+        self.regions.iter().any(|region| region.needs_pin())
+    }
+
+    /// Remembers what was announced, to explain what will be found waiting.
+    pub fn announce(&mut self, why: Why) {
+        self.announced = Some(why);
+    }
+
+    /// An operation waits (or, where nothing makes it wait, has been): the first step. Regions
+    /// that want time are given it; otherwise everything goes to scrap at once.
+    pub fn start_break(&mut self, mut why: Why, publisher: &Publisher) -> Broke {
+        if why.cause == Cause::Unknown
+            && let Some(announced) = self.announced.take()
+            && why.at.saturating_duration_since(announced.at) < FRESH
+        {
+            why = Why { at: why.at, notifier: why.notifier, ..announced };
+        }
+        self.why = why;
+        for region in &self.regions {
+            publish(publisher, region, EventKind::Breaking, region.whole(), &self.why, None);
+        }
+        let hold = |region: &Arc<GuardedRegion>| match region.policy.reaction {
+            Reaction::Hold { deadline } => Some(deadline),
+            Reaction::Retarget | Reaction::Revoke => None,
+        };
+        match self.regions.iter().filter_map(hold).max() {
+            Some(deadline) => {
+                self.phase = Phase::Holding { until: Instant::now() + deadline };
+                Broke::Waits
+            }
+            None => self.finish_break(publisher),
+        }
+    }
+
+    /// Everything away from the file; then the pin goes; then scrap is put where the file was. In
+    /// this order, whatever fails.
+    pub fn finish_break(&mut self, publisher: &Publisher) -> Broke {
+        let Self { regions, pin, why, .. } = self;
+        for region in regions.iter() {
+            if region.policy.reaction == Reaction::Revoke {
+                region.revoke();
+            }
+        }
+        let targets: Vec<_> =
+            regions.iter().filter_map(|region| region.target(region.whole())).collect();
+        let mut timing = Timing::default();
+        let taken = retarget_all(&targets, Order::FenceFirst, |_| {
+            timing.to_fence = why.at.elapsed();
+            if let Some(pin) = pin.take()
+                && let Err(error) = pin.release()
+            {
+                // Dropping it tries again; what is fenced stays fenced.
+                tracing::error!(%error, "a layout pin could not be let go");
+            }
+            timing.to_release = why.at.elapsed();
+        });
+        match taken {
+            Ok(done) => timing.window = done.window,
+            Err(error) => {
+                tracing::error!(%error, "regions may still reach their file, whose layout \
+                     operation goes on waiting; trying again");
+                self.phase = Phase::Holding { until: Instant::now() };
+                return Broke::Again;
+            }
+        }
+        self.epoch += 1;
+        self.phase = Phase::Open;
+        for region in &self.regions {
+            let (whole, why) = (region.whole(), &self.why);
+            publish(publisher, region, EventKind::Broken, whole, why, Some(timing));
+        }
+        Broke::Done
+    }
+
+    /// For regions that nothing needs to pin: takes away what a notice names.
+    pub fn lose(&mut self, why: Why, publisher: &Publisher) {
+        self.epoch += 1;
+        self.why = why;
+        let file_range = self.why.range.clone().unwrap_or(0..u64::MAX);
+        for region in &self.regions {
+            let len = region.whole().len();
+            let named = Part::of_file(&file_range, region.file_offset(), len);
+            let Some(part) = named.and_then(|named| region.chunks_around(named)) else { continue };
+            if region.policy.reaction == Reaction::Revoke {
+                region.revoke();
+            }
+            let Some(target) = region.target(part) else { continue };
+            match target.space.retarget(target.range, target.scrap) {
+                Ok(done) => {
+                    let elapsed = self.why.at.elapsed();
+                    let timing = Timing {
+                        to_fence: elapsed,
+                        to_release: elapsed,
+                        window: done.window,
+                    };
+                    let why = &self.why;
+                    publish(publisher, region, EventKind::Broken, part, why, Some(timing));
+                }
+                Err(error) => {
+                    tracing::error!(?region, %error, "a region could not be put on scrap");
+                }
+            }
+        }
+    }
+
+    /// The region of this number.
+    pub fn region(&self, id: RegionId) -> Option<&Arc<GuardedRegion>> {
+        self.regions.iter().find(|region| region.id == id)
+    }
+}
+
+/// Tells the application.
+pub fn publish(
+    publisher: &Publisher,
+    region: &GuardedRegion,
+    kind: EventKind,
+    part: Part,
+    why: &Why,
+    timing: Option<Timing>,
+) {
+    let named = why.range.as_ref().and_then(|range| {
+        Part::of_file(range, region.file_offset(), region.whole().len())
+    });
+    let at = match kind {
+        EventKind::Breaking | EventKind::Broken => why.at,
+        EventKind::Restored | EventKind::Lost => Instant::now(),
+    };
+    publisher.publish(Event {
+        region: region.id,
+        kind,
+        part,
+        named,
+        cause: why.cause,
+        notifier: why.notifier,
+        pid: why.pid,
+        at,
+        timing,
+        merged: 0,
+    });
+}

@@ -1,0 +1,241 @@
+//! Back to the file: after an operation, what is left of it is put behind the same addresses.
+//!
+//! This runs on a thread of its own, because looking at the file waits for the operation that is
+//! under way, and the guard must never wait. The steps, for a file that needs a pin:
+//!
+//! 1. Which parts have blocks (this takes the inode's lock, so the operation is over; no pin of
+//!    ours is in force, so it does not wait for us). They are faulted in for writing, which gives
+//!    shared blocks copies of their own and turns unwritten ones into written ones.
+//! 2. The pin is taken. From here on no layout operation passes.
+//! 3. Their physical addresses are read from the page tables. A layout operation takes all pages of
+//!    the file out of them, so one that came between 1 and 2 shows here, and all begins again.
+//! 4. They are mapped, and `Restored` and `Lost` are published.
+//!
+//! An operation that comes after 2 finds the pin and waits. The guard takes the regions away again,
+//! which ends the permits under which 4 is done ([`holdfast_iommu::Permit`]): what was looked up
+//! before is then not mapped any more.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use holdfast_dax::{Kind, allocated};
+
+use super::event::{EventKind, Part};
+use super::held::HeldPin;
+use super::file::{GuardedFile, Phase, State, publish};
+use super::guard::Shared;
+use super::region::GuardedRegion;
+use crate::Result;
+
+/// How often a file that would not be held is tried again before its regions are given up.
+const TRIES: u32 = 1000;
+/// Between two of them, at most.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Restores files as they are handed over, until the guard is gone.
+pub fn run(shared: &Arc<Shared>, files: &Receiver<Arc<GuardedFile>>) {
+    loop {
+        match files.recv_timeout(Duration::from_millis(200)) {
+            Ok(file) => {
+                follow(shared, &file);
+            }
+            Err(RecvTimeoutError::Timeout) if !shared.stopping() => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Restores what can be restored of a file's regions that want it.
+fn follow(shared: &Shared, file: &GuardedFile) {
+    let wants = |state: &State| -> Vec<Arc<GuardedRegion>> {
+        state.regions.iter().filter(|region| region.policy.follow).map(Arc::clone).collect()
+    };
+    for attempt in 0..TRIES {
+        if shared.stopping() {
+            return;
+        }
+        let (regions, epoch) = {
+            let mut state = file.lock();
+            state.restoring += 1;
+            (wants(&state), state.epoch)
+        };
+        let done = settle(shared, file, &regions, epoch);
+        drop(regions);
+        file.lock().restoring -= 1;
+        file.changed();
+        match done {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::debug!(file = %file.id, %error, attempt, "a file is not held yet");
+            }
+        }
+        std::thread::sleep(PAUSE.min(Duration::from_millis(u64::from(attempt))));
+    }
+    tracing::warn!(file = %file.id, "the file could not be held: its regions stay on scrap");
+    let state = file.lock();
+    for region in state.regions.iter().filter(|region| region.policy.follow) {
+        for part in region.off_file() {
+            if region.lose(part) {
+                publish(&shared.publisher, region, EventKind::Lost, part, &state.why, None);
+            }
+        }
+    }
+}
+
+/// One attempt; `Ok(false)` when another operation came in between.
+fn settle(
+    shared: &Shared,
+    file: &GuardedFile,
+    regions: &[Arc<GuardedRegion>],
+    epoch: u64,
+) -> Result<bool> {
+    if regions.is_empty() {
+        return Ok(true);
+    }
+    let mut present = Vec::with_capacity(regions.len());
+    for region in regions {
+        present.push(present_parts(region)?);
+    }
+    let needs_pin = regions.iter().any(|region| region.needs_pin());
+    let anchor = regions.iter().zip(&present).find_map(|(region, parts)| {
+        parts.first().map(|part| region.file_offset() + part.start)
+    });
+    let pin = match anchor.filter(|_| needs_pin) {
+        Some(offset) if file.lock().pin.is_none() => Some(file.pin(offset)?),
+        _ => None,
+    };
+    let mut permits = Vec::with_capacity(regions.len());
+    {
+        let mut state = file.lock();
+        if state.epoch != epoch || matches!(state.phase, Phase::Holding { .. }) {
+            return Ok(false);
+        }
+        if needs_pin && anchor.is_some() && state.pin.is_none() && pin.is_none() {
+            return Ok(false);
+        }
+        if state.phase == Phase::Open || state.pin.is_none() && pin.is_some() {
+            install(shared, file, &mut state, pin)?;
+        }
+        for (region, parts) in regions.iter().zip(&present) {
+            // Only what was not deregistered meanwhile.
+            if state.region(region.id).is_none() {
+                continue;
+            }
+            for run in region.off_file() {
+                if let Some(permit) = region.permit(run)? {
+                    permits.push((region, permit, run, clipped(parts, run)));
+                }
+            }
+        }
+    }
+    // Whoever takes a region away from here on ends its permit.
+    for (region, permit, run, parts) in permits {
+        let restored = region.to_file(&permit, &parts);
+        let state = file.lock();
+        if permit.has_ended() {
+            return Ok(false);
+        }
+        restored?;
+        let publisher = &shared.publisher;
+        for part in joined(&parts) {
+            publish(publisher, region, EventKind::Restored, part, &state.why, None);
+        }
+        for part in gaps(run, &parts) {
+            if region.lose(part) {
+                publish(publisher, region, EventKind::Lost, part, &state.why, None);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// The pin is in force, for the keeper as well: the file is held from here on.
+pub fn install(
+    shared: &Shared,
+    file: &GuardedFile,
+    state: &mut State,
+    pin: Option<Arc<HeldPin>>,
+) -> Result<()> {
+    if let Some(pin) = &pin {
+        shared.keep(file, pin)?;
+    }
+    shared.watch(file, pin.as_ref());
+    if pin.is_some() {
+        state.pin = pin;
+    }
+    state.phase = Phase::Held;
+    state.held_since = Instant::now();
+    Ok(())
+}
+
+/// The parts of a region that its file has blocks for, whole pages, faulted in for writing.
+fn present_parts(region: &GuardedRegion) -> Result<Vec<Part>> {
+    let memory = &region.memory;
+    let parts: Vec<Part> = match memory.kind() {
+        Kind::Anon | Kind::DevDax => vec![region.whole()],
+        _ => allocated(memory)?.into_iter().map(Part::from).collect(),
+    };
+    for part in &parts {
+        memory.populate(part.start, part.len())?;
+    }
+    Ok(parts)
+}
+
+/// What of `parts` lies in `run`.
+fn clipped(parts: &[Part], run: Part) -> Vec<Part> {
+    let clip = |part: &Part| Part { start: part.start.max(run.start), end: part.end.min(run.end) };
+    parts.iter().map(clip).filter(|part| !part.is_empty()).collect()
+}
+
+/// Parts that touch, as one.
+fn joined(parts: &[Part]) -> Vec<Part> {
+    let mut joined: Vec<Part> = Vec::new();
+    for &part in parts {
+        match joined.last_mut() {
+            Some(last) if last.end == part.start => last.end = part.end,
+            _ => joined.push(part),
+        }
+    }
+    joined
+}
+
+/// What of `whole` lies outside of `parts`.
+fn gaps(whole: Part, parts: &[Part]) -> Vec<Part> {
+    let mut gaps = Vec::new();
+    let mut at = whole.start;
+    for part in parts {
+        if part.start > at {
+            gaps.push(Part { start: at, end: part.start });
+        }
+        at = part.end;
+    }
+    if whole.end > at {
+        gaps.push(Part { start: at, end: whole.end });
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_dax::GRANULE;
+
+    use super::*;
+
+    fn part(start: u64, end: u64) -> Part {
+        Part { start, end }
+    }
+
+    #[test]
+    fn what_is_not_restored_is_lost() {
+        let whole = part(0, 4 * GRANULE);
+        let parts = [part(0, 4096), part(4096, 8192), part(16384, GRANULE)];
+        assert_eq!(joined(&parts), [part(0, 8192), part(16384, GRANULE)]);
+        assert_eq!(gaps(whole, &parts), [part(8192, 16384), part(GRANULE, 4 * GRANULE)]);
+        assert_eq!(gaps(whole, &[whole]), []);
+        assert_eq!(gaps(whole, &[]), [whole]);
+        assert_eq!(joined(&[]), []);
+        assert_eq!(clipped(&parts, part(8000, 20000)), [part(8000, 8192), part(16384, 20000)]);
+    }
+}

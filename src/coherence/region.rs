@@ -1,0 +1,317 @@
+//! A guarded region: a file's memory, its place in the device's address space, and how it gets
+//! from the file to scrap and back.
+//!
+//! How memory is put behind an address depends on who owns the address space and on what the
+//! memory is. A server in another process maps the file itself. The kernel pins pages by their
+//! virtual address; only of a DAX file it will not, and there a window of physical memory over the
+//! file's blocks is mapped instead, which nothing holds in place but the layout pin.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use holdfast_dax::{Extent, GRANULE, Kind, Memory, Window, extents as extents_of};
+use holdfast_iommu::{
+    self as iommu, AddressSpace, Backing, Behind, IovaRange, Mapping, Permit, Piece, Prot, Retiled,
+    Scrap, Target,
+};
+
+use super::event::{Part, RegionId};
+use super::policy::Policy;
+use crate::{Error, Result};
+
+/// How a region's memory is named to the owner of the address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// By descriptor: the device's process maps the file.
+    Descriptor,
+    /// By virtual address: the kernel pins the pages.
+    Address,
+    /// By physical address: the blocks of a DAX file. Needs a layout pin.
+    Physical,
+}
+
+impl Placement {
+    /// How memory of this kind goes into this address space.
+    pub fn of(kind: Kind, space: &AddressSpace) -> Self {
+        match kind {
+            _ if space.limits().needs_fd => Self::Descriptor,
+            Kind::FsDax => Self::Physical,
+            _ => Self::Address,
+        }
+    }
+}
+
+/// Takes the region's registration from the device.
+pub type Revoke = Box<dyn FnOnce() + Send>;
+
+/// A region as the guard knows it.
+pub struct GuardedRegion {
+    pub id: RegionId,
+    pub policy: Policy,
+    pub memory: Memory,
+    space: Arc<AddressSpace>,
+    placement: Placement,
+    range: IovaRange,
+    scrap: Arc<Scrap>,
+    mapping: Mutex<Option<Mapping>>,
+    /// What was published as lost since it was last published as broken.
+    lost: Mutex<Vec<Part>>,
+    /// Whether the application said, in a break that gives it time, that it needs no more.
+    pub ready: AtomicBool,
+    revoke: Mutex<Option<Revoke>>,
+}
+
+/// Maps all of `memory`. For [`Placement::Physical`], the pin must be in force.
+pub fn map(
+    space: &Arc<AddressSpace>,
+    memory: &Memory,
+    prot: Prot,
+    placement: Placement,
+) -> Result<Mapping> {
+    let len = memory.len() as u64;
+    let failed = |source| Error::Map { what: memory.source().to_string(), source };
+    match placement {
+        Placement::Descriptor | Placement::Address => {
+            let piece = Piece { backing: backing(memory, placement, 0), len };
+            space.map(piece, prot, Some(GRANULE)).map_err(failed)
+        }
+        Placement::Physical => {
+            let extents = extents_of(memory, 0, len, GRANULE)?;
+            let window = Window::map(&extents)?;
+            let pieces: Vec<_> = pieces(&extents, &window).collect();
+            space.map_pieces(&pieces, prot, None).map_err(failed)
+        }
+    }
+}
+
+/// The memory from `offset` on, as the owner of the address space wants it named.
+fn backing(memory: &Memory, placement: Placement, offset: u64) -> Backing<'_> {
+    let va = memory.as_ptr().as_ptr().addr() + offset as usize;
+    let file = memory.backing().map(|(fd, start)| (fd, start + offset));
+    let file = file.filter(|_| placement == Placement::Descriptor);
+    // SAFETY: the memory stays mapped until the region's mapping has gone (`MemoryRegion` sees to
+    // it, or leaks both), and `Memory` never gives out a reference to its bytes.
+    unsafe { Backing::memory(va, file) }
+}
+
+/// The extents, through a window of physical memory.
+fn pieces<'a>(
+    extents: &'a [Extent],
+    window: &'a Window,
+) -> impl Iterator<Item = Piece<'static>> + 'a {
+    extents.iter().enumerate().map(|(index, extent)| {
+        // SAFETY: these are the blocks of a file that a layout pin keeps where they are; the pin
+        // goes only after they were taken away again. The window itself may go before: the kernel
+        // keeps the physical address (`vfio_iommu_type1.c:follow_fault_pfn`).
+        let backing = unsafe { Backing::memory(window.va(index), None) };
+        Piece { backing, len: extent.len }
+    })
+}
+
+impl GuardedRegion {
+    /// A region around a mapping made by [`map`].
+    pub fn new(
+        id: RegionId,
+        policy: Policy,
+        memory: Memory,
+        mapping: Mapping,
+        placement: Placement,
+        scrap: Arc<Scrap>,
+    ) -> Self {
+        let space = Arc::clone(mapping.space());
+        let range = mapping.range();
+        Self {
+            id,
+            policy,
+            memory,
+            space,
+            placement,
+            range,
+            scrap,
+            mapping: Mutex::new(Some(mapping)),
+            lost: Mutex::new(Vec::new()),
+            ready: AtomicBool::new(false),
+            revoke: Mutex::new(None),
+        }
+    }
+
+    /// All of it.
+    pub fn whole(&self) -> Part {
+        Part { start: 0, end: self.range.len() }
+    }
+
+    /// First byte of the file that it holds.
+    pub fn file_offset(&self) -> u64 {
+        self.memory.backing().map_or(0, |(_, offset)| offset)
+    }
+
+    /// Where the device finds it.
+    pub fn iova(&self) -> u64 {
+        self.range.start()
+    }
+
+    /// Whether only a layout pin keeps the device off other files' blocks.
+    pub fn needs_pin(&self) -> bool {
+        self.placement == Placement::Physical
+    }
+
+    /// What takes its registration from the device, when its policy says so.
+    pub fn on_revoke(&self, revoke: Revoke) {
+        *lock(&self.revoke) = Some(revoke);
+    }
+
+    /// Takes the registration from the device, once.
+    pub fn revoke(&self) {
+        if let Some(revoke) = lock(&self.revoke).take() {
+            revoke();
+        }
+    }
+
+    /// The chunks that hold `part`.
+    pub fn chunks_around(&self, part: Part) -> Option<Part> {
+        let start = self.range.start();
+        let end = (start + part.end).min(self.range.end());
+        let asked = IovaRange::between(start + part.start, end)?;
+        let chunks = self.space.chunks(asked);
+        let (first, last) = (chunks.first()?, chunks.last()?);
+        Some(Part { start: first.range.start() - start, end: last.range.end() - start })
+    }
+
+    /// The parts that stand on scrap or on nothing, whole chunks.
+    pub fn off_file(&self) -> Vec<Part> {
+        let Some(range) = self.sub_range(self.whole()) else { return Vec::new() };
+        let mut parts: Vec<Part> = Vec::new();
+        for chunk in self.space.chunks(range) {
+            if chunk.behind == Behind::Memory {
+                continue;
+            }
+            let start = chunk.range.start() - range.start();
+            let end = chunk.range.end() - range.start();
+            match parts.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => parts.push(Part { start, end }),
+            }
+        }
+        parts
+    }
+
+    /// Remembers that a part will not come back by itself; says whether that is news.
+    pub fn lose(&self, part: Part) -> bool {
+        let mut lost = lock(&self.lost);
+        let known = lost.iter().any(|known| known.start <= part.start && part.end <= known.end);
+        if !known {
+            lost.push(part);
+        }
+        !known
+    }
+
+    /// What is to be taken away for `part`, whole chunks; nothing of a region that was unmapped.
+    pub fn target(&self, part: Part) -> Option<Target<'_>> {
+        lock(&self.lost).retain(|lost| lost.end <= part.start || part.end <= lost.start);
+        let range = self.sub_range(part)?;
+        Some(Target { space: &self.space, range, scrap: &self.scrap })
+    }
+
+    /// The right to put the file behind a part again, until it is taken away.
+    pub fn permit(&self, part: Part) -> Result<Option<Permit>> {
+        Ok(self.sub_range(part).map(|range| self.space.permit(range)).transpose()?)
+    }
+
+    /// Puts the file behind the parts of a permit's range, whole pages that the file has, and
+    /// leaves scrap behind what lies between. Nothing is done once the permit has ended. For
+    /// [`Placement::Physical`], the pin must have been in force when the permit was got, and the
+    /// parts faulted in before that. `parts` are in order and apart from each other.
+    pub fn to_file(&self, permit: &Permit, parts: &[Part]) -> Result<Retiled> {
+        let offset = permit.range().start() - self.range.start();
+        let within = Part { start: offset, end: offset + permit.range().len() };
+        let mut extents = Vec::new();
+        if self.placement == Placement::Physical {
+            for part in parts {
+                extents.extend(extents_of(&self.memory, part.start, part.len(), GRANULE)?);
+            }
+        }
+        let window = Window::map(&extents)?;
+        let named: Vec<(Part, Piece<'_>)> = if self.placement == Placement::Physical {
+            let part = |e: &Extent| Part { start: e.offset, end: e.offset + e.len };
+            extents.iter().map(part).zip(pieces(&extents, &window)).collect()
+        } else {
+            let piece = |part: Part| {
+                let backing = backing(&self.memory, self.placement, part.start);
+                (part, Piece { backing, len: part.len() })
+            };
+            cuts(parts).into_iter().map(piece).collect()
+        };
+        let mut layout = Vec::with_capacity(2 * named.len() + 1);
+        let mut at = within.start;
+        let scrap = |from: u64, to: u64| (to > from).then(|| iommu::Part::Scrap { len: to - from });
+        for (part, piece) in named {
+            layout.extend(scrap(at, part.start));
+            layout.push(iommu::Part::Memory(piece));
+            at = part.end;
+        }
+        layout.extend(scrap(at, within.end));
+        Ok(self.space.retile(permit, &layout, Some(GRANULE), &self.scrap)?)
+    }
+
+    /// Takes it out of the address space for good. When this returns `Ok`, no access reaches the
+    /// memory.
+    pub fn unmap(&self) -> Result<()> {
+        match lock(&self.mapping).take() {
+            Some(mapping) => Ok(mapping.unmap()?),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses of a part, unless they were given up: they may be somebody else's by now.
+    /// They stay the region's while its file's lock is held, or a restore is under way.
+    fn sub_range(&self, part: Part) -> Option<IovaRange> {
+        lock(&self.mapping).as_ref()?;
+        IovaRange::between(self.range.start() + part.start, self.range.start() + part.end)
+    }
+}
+
+/// Parts cut where a chunk may not reach over.
+fn cuts(parts: &[Part]) -> Vec<Part> {
+    let mut cut = Vec::new();
+    for part in parts {
+        let mut at = part.start;
+        while at < part.end {
+            let end = ((at / GRANULE + 1) * GRANULE).min(part.end);
+            cut.push(Part { start: at, end });
+            at = end;
+        }
+    }
+    cut
+}
+
+impl std::fmt::Debug for GuardedRegion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GuardedRegion({} at {}, {:?})", self.id, self.range, self.placement)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the locks guard is taken whole, so a panic elsewhere leaves it true.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_piece_reaches_over_a_chunks_edge() {
+        let part = |start, end| Part { start, end };
+        let cut = cuts(&[part(4096, GRANULE), part(GRANULE + 8192, 3 * GRANULE + 4096)]);
+        assert_eq!(
+            cut,
+            [
+                part(4096, GRANULE),
+                part(GRANULE + 8192, 2 * GRANULE),
+                part(2 * GRANULE, 3 * GRANULE),
+                part(3 * GRANULE, 3 * GRANULE + 4096)
+            ]
+        );
+    }
+}
