@@ -19,14 +19,17 @@
 mod cause;
 mod error;
 mod guard_page;
+mod kprobe;
 mod notice;
 mod notifier;
 mod notifiers;
+mod sys;
 mod watched;
 
 pub use cause::Cause;
 pub use error::NotifyError;
 pub use guard_page::GuardPages;
+pub use kprobe::KprobeEvents;
 pub use notice::{MappingId, Notice, NotifierKind, Stage, Subject};
 pub use notifier::{Notifier, Terms};
 pub use notifiers::{Notifiers, Options, State, Statement};

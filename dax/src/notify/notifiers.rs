@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{GuardPages, Notice, Notifier, NotifierKind, NotifyError, Subject, Terms, Watched};
+use super::{
+    GuardPages, KprobeEvents, Notice, Notifier, NotifierKind, NotifyError, Subject, Terms, Watched,
+};
 
 /// Which notifiers to bring up, and how.
 #[derive(Debug, Clone)]
@@ -124,6 +126,7 @@ fn bring_up(kind: NotifierKind, options: &Options) -> Result<Box<dyn Notifier>, 
     };
     Ok(match kind {
         NotifierKind::GuardPage => Box::new(GuardPages::new(options.guard_period)?),
+        NotifierKind::Kprobe => Box::new(KprobeEvents::new()?),
         _ => return Err(missing("not brought up yet")),
     })
 }
