@@ -11,15 +11,26 @@ use crate::debian::{Debian, KernelVersion};
 use crate::guest::{Accelerator, Console, Job, Machine, Nic, QemuVersion, RunDir};
 use crate::{process, suite};
 
+const EXAMPLES: &str = "\
+Examples, as `cargo lab ...` in the project:
+  lab up --nic holdfast                          a shell in a guest with an emulated NIC
+  lab run --nic holdfast -- 'holdfast devices'   one command in a guest
+  lab run --kernel 7.3 -- ./program ARG          a program of this machine's, on Linux 7.3
+  lab test                                       every suite on every kernel
+  lab test compare --json out.json               Holdfast and Linux's driver side by side
+
+Exit status: the guest's command's, of `run` and `up`; of `test`, 0 if every check passed, else 1;
+2 for an error; 3 if this machine lacks what it takes; 130 after Ctrl-C.";
+
 /// Guests with a real VFIO, a real vIOMMU and a choice of QEMU, kernel and RDMA NIC.
 #[derive(Parser)]
-#[command(name = "lab", version)]
+#[command(name = "lab", version, after_help = EXAMPLES)]
 struct Cli {
     /// Where images and packages are kept [default: holdfast/lab in the user's cache folder]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "HOLDFAST_LAB_CACHE")]
     cache: Option<PathBuf>,
     /// Debian mirror to fetch from [default: the one in this machine's apt configuration]
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_LAB_MIRROR")]
     mirror: Option<String>,
     /// The `holdfast` command for guests and emulated NICs [default: the one beside this program]
     #[arg(long, global = true, value_name = "PATH")]
@@ -51,7 +62,7 @@ enum Verb {
     },
     /// Runs the test suites, or the named ones
     Test(suite::TestArgs),
-    /// Fetches and builds everything that the suites need, and runs nothing
+    /// Fetches and builds everything that the suites need, runs nothing, and prints the folder
     Prepare,
     /// Removes everything from the cache folder
     Clean,
@@ -188,6 +199,7 @@ pub fn run() -> Result<u8> {
         Verb::Test(arguments) => suite::test(&arguments, &debian, &run, &holdfast),
         Verb::Prepare => {
             suite::prepare(&debian)?;
+            println!("{}", debian.cache.root().display());
             Ok(0)
         }
         Verb::Clean => {
@@ -200,7 +212,9 @@ pub fn run() -> Result<u8> {
 
 /// Tells the guest's terminal the size of ours; a serial line does not carry it.
 fn terminal_setup() -> String {
-    let size = std::process::Command::new("stty").arg("size").output();
+    let mut stty = std::process::Command::new("stty");
+    // `output` alone would give it no standard input, and so no terminal.
+    let size = stty.arg("size").stdin(std::process::Stdio::inherit()).output();
     let size = size.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let size = size.unwrap_or_default();
     match size.split_whitespace().collect::<Vec<_>>()[..] {

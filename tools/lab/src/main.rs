@@ -27,7 +27,8 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("lab: {error:#}");
-            ExitCode::from(2)
+            let cannot = error.chain().any(|cause| cause.is::<debian::CannotHere>());
+            ExitCode::from(if cannot { 3 } else { 2 })
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Debian, Release};
+use super::{CannotHere, Debian, Release};
 use crate::process;
 use crate::progress::Progress;
 
@@ -35,10 +35,12 @@ impl Debian {
             "Created-By: Packages",
         ]))?;
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        find_mirror(&targets, &release).context(
-            "this machine's apt has no source of Debian's packages (or is not Debian's): name one \
-             with --mirror URL, the folder that has dists/ and pool/ in it",
-        )
+        find_mirror(&targets, &release).ok_or_else(|| {
+            let text = "this machine's apt has no source of Debian's packages (or is not \
+                        Debian's): name one with --mirror URL, the folder that has dists/ and \
+                        pool/ in it";
+            CannotHere(text.to_owned()).into()
+        })
     }
 
     /// The lines of a sources.list for `release`.

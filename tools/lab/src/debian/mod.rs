@@ -12,7 +12,7 @@ pub mod root;
 pub mod tree;
 pub mod vmw_pvrdma;
 
-use anyhow::{Result, bail};
+use std::process::Command;
 
 pub use kernel::{Kernel, KernelVersion};
 
@@ -51,6 +51,18 @@ impl Release {
     }
 }
 
+/// What this machine lacks to make the images; no attempt of ours will change that.
+#[derive(Debug)]
+pub struct CannotHere(pub String);
+
+impl std::fmt::Display for CannotHere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CannotHere {}
+
 impl Debian {
     /// Packages from `mirror`, or from where this machine's apt takes Debian's.
     pub fn new(cache: Cache, mirror: Option<String>) -> Self {
@@ -58,7 +70,7 @@ impl Debian {
     }
 
     /// Checks that this machine can make images; the error lists all that is missing.
-    pub fn check_host(&self) -> Result<()> {
+    pub fn check_host(&self) -> Result<(), CannotHere> {
         let mut missing = Vec::new();
         for (program, package, why) in [
             ("apt-get", "apt", "packages are fetched with it"),
@@ -71,6 +83,9 @@ impl Debian {
             if process::find(program).is_none() {
                 missing.push(format!("the command {program} ({why}): install {package}"));
             }
+        }
+        if !perl_has_its_modules() {
+            missing.push("Perl's standard modules (mmdebstrap uses them): install perl".to_owned());
         }
         if !nix::unistd::geteuid().is_root() {
             missing.push(
@@ -85,9 +100,16 @@ impl Debian {
         if missing.is_empty() {
             return Ok(());
         }
-        bail!(
+        Err(CannotHere(format!(
             "this machine lacks what the lab needs to make its images:\n  - {}",
             missing.join("\n  - ")
-        )
+        )))
     }
+}
+
+/// Whether a Perl that is there is more than Debian's minimal perl-base.
+fn perl_has_its_modules() -> bool {
+    let mut perl = Command::new("perl");
+    process::find("perl").is_none()
+        || process::output_of(perl.args(["-MEnglish", "-MPod::Usage", "-e", "1"])).is_ok()
 }
