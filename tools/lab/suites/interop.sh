@@ -47,6 +47,22 @@ for size in 1 1000; do
     check "Holdfast serves ibv_ud_pingpong, $size bytes" both "$ours --listen 127.0.0.1:18515" "$theirs 127.0.0.1"
 done
 
+# perftest, unmodified, with bytes in its buffers that Holdfast knows and compares.
+lab-peer perftest-payload >/tmp/payload
+perftest() { # perftest TOOL SIZE: both ways; more iterations than ib_write_lat's byte counts to
+    ours="lab-peer perftest $1 --device $nic --size $2 --iters 300"
+    theirs="ib_$1 -d $verbs -x 0 -n 300 -F --payload_file_path=/tmp/payload"
+    [ "$1" = atomic_lat ] || theirs="$theirs -s $2" # these are always 8 bytes
+    check "ib_$1 serves Holdfast, $2 bytes" both "$theirs" "$ours --connect 127.0.0.1:18515"
+    check "Holdfast serves ib_$1, $2 bytes" both "$ours --listen 127.0.0.1:18515" "$theirs 127.0.0.1"
+}
+for size in 8 65536; do
+    for tool in write_lat write_bw read_lat read_bw send_lat send_bw; do
+        perftest $tool $size
+    done
+done
+perftest atomic_lat 8
+
 lab-peer joint --device $nic --verbs $verbs || failed=$((failed + 1))
 check "rmmod vmw_pvrdma" rmmod vmw_pvrdma
 [ $failed = 0 ]

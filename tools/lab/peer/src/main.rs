@@ -4,6 +4,7 @@
 //!   other, with all data checked ([`joint`]).
 //! * `pingpong` is the peer of an unmodified `ibv_rc_pingpong` or `ibv_ud_pingpong`
 //!   ([`pingpong`]).
+//! * `perftest` is the peer of an unmodified perftest ([`perftest`]).
 //! * `measure` times what perftest cannot: registration, the way from opening a device to the
 //!   first completion ([`measure`]), and both ends played by one thread ([`one_thread`]).
 //! * `table` sets the figures of both drivers side by side ([`table`]).
@@ -14,6 +15,7 @@ mod joint;
 mod kernel_end;
 mod measure;
 mod one_thread;
+mod perftest;
 mod pingpong;
 mod report;
 mod table;
@@ -47,6 +49,10 @@ enum Verb {
     },
     /// Plays the peer of ibv_rc_pingpong or ibv_ud_pingpong
     Pingpong(pingpong::Options),
+    /// Plays the peer of a perftest
+    Perftest(perftest::Options),
+    /// Prints the file for perftest's --payload_file_path
+    PerftestPayload,
     /// Times what perftest cannot, with one driver on two NICs, as JSON
     Measure {
         /// A NIC that Holdfast drives; twice
@@ -87,6 +93,11 @@ fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Joint { device, verbs } => joint::run(&device, &verbs),
         Verb::Pingpong(options) => pingpong::run(&options).map(|()| true),
+        Verb::Perftest(options) => perftest::run(&options).map(|()| true),
+        Verb::PerftestPayload => {
+            print!("{}", perftest::payload_file());
+            Ok(true)
+        }
         Verb::Measure { device, verbs } => {
             let figures = match (&device[..], &verbs[..]) {
                 ([one, two], []) => measure::holdfast(one, two)?,
