@@ -60,10 +60,14 @@ struct Server {
 }
 
 impl DeviceInner {
-    /// Whether `error` says that the connection to the device's process is lost, and that process
-    /// has let go of all memory it was given. Then nothing can be unmapped any more and nothing
+    /// Whether `error` says that the device is gone, or that the connection to its process is lost
+    /// and that process has let go of all memory it was given. Then nothing can be unmapped any more and nothing
     /// needs to be. Blocks, the first time, until it has, for at most 10 s.
     pub(crate) fn let_go(&self, error: &Error) -> bool {
+        // A function that is gone reaches nothing; its IOMMU can still be told, and is.
+        if matches!(error, Error::Driver(error) if error.is_gone()) {
+            return true;
+        }
         let Some(server) = self.server.as_ref().filter(|_| error.is_lost_connection()) else {
             return false;
         };

@@ -13,7 +13,10 @@ use holdfast_driver as driver;
 use holdfast_wire::attr::QpState;
 use holdfast_wire::event::EventKind;
 use holdfast_wire::wqe::Sge;
-use support::{Pair, SETTINGS, Setting, Side, expect_silence, options};
+use support::{
+    Pair, SETTINGS, Side, any_setting, connect_with, expect_silence, options, settings,
+    short_retries, unconnected,
+};
 
 const LEN: usize = 1 << 16;
 const SIGNALED: SendFlags = SendFlags::SIGNALED;
@@ -125,7 +128,7 @@ fn a_request_that_must_fail_fails_with_its_own_status_and_stops_the_queue_pair()
             Status::RemoteInvalidRequest,
         ),
     ];
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         for (what, access, request, status) in rows {
             let mut pair = Pair::with(setting, LEN, *access, &options());
             pair.b.region.memory().fill(0, LEN, 0x5a).unwrap();
@@ -156,7 +159,7 @@ fn a_request_that_must_fail_fails_with_its_own_status_and_stops_the_queue_pair()
 
 #[test]
 fn a_receive_into_memory_that_is_not_there_fails_on_both_sides() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, LEN);
         let entry = Sge { addr: pair.b.region.remote().addr, length: 64, lkey: 0x00ab_cd00 };
         let queue = pair.b.qp.driver().recv.as_mut().unwrap();
@@ -170,41 +173,10 @@ fn a_receive_into_memory_that_is_not_there_fails_on_both_sides() {
     }
 }
 
-/// Connects like the library, with retries of the test's choice.
-fn connect_with(
-    pair_a: &mut Side,
-    pair_b: &mut Side,
-    gids: [[u8; 16]; 2],
-    rts: driver::ReadyToSend,
-) {
-    let qpns = [pair_a.qp.info().qpn, pair_b.qp.info().qpn];
-    for (side, peer, gid) in [(pair_a, qpns[1], gids[1]), (pair_b, qpns[0], gids[0])] {
-        let control = &side.qp.driver().control;
-        let path = driver::Path::new(gid, 0);
-        let rtr = driver::ReadyToReceive {
-            path,
-            path_mtu: 5,
-            dest_qpn: peer,
-            rq_psn: 0,
-            max_dest_rd_atomic: 4,
-            min_rnr_timer: 1,
-        };
-        control.to_rtr(&rtr).unwrap();
-        control.to_rts(&rts).unwrap();
-    }
-}
-
-fn unconnected(setting: Setting) -> (support::Nics, Side, Side) {
-    let nics = support::Nics::new(setting);
-    let a = Side::new(&nics.a, LEN, Access::ALL, &options());
-    let b = Side::new(&nics.b, LEN, Access::ALL, &options());
-    (nics, a, b)
-}
-
 #[test]
 fn a_send_without_a_receive_is_retried_and_then_fails_with_rnr() {
-    for setting in SETTINGS {
-        let (nics, mut a, mut b) = unconnected(setting);
+    for setting in settings(&SETTINGS) {
+        let (nics, mut a, mut b) = unconnected(setting, LEN);
         let gids = [nics.a.gid(), nics.b.gid()];
         let rts = driver::ReadyToSend { sq_psn: 0, rnr_retry: 3, ..Default::default() };
         connect_with(&mut a, &mut b, gids, rts);
@@ -216,7 +188,7 @@ fn a_send_without_a_receive_is_retried_and_then_fails_with_rnr() {
 
 #[test]
 fn a_send_waits_for_a_receive_for_as_long_as_it_may() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, LEN);
         let local = pair.a.region.slice(0, 64).unwrap();
         pair.a.qp.send(9, &[local], SIGNALED).unwrap();
@@ -229,15 +201,10 @@ fn a_send_waits_for_a_receive_for_as_long_as_it_may() {
     }
 }
 
-/// Retries that are over within a second.
-fn short_retries() -> driver::ReadyToSend {
-    driver::ReadyToSend { sq_psn: 0, timeout: 12, retry_cnt: 2, ..Default::default() }
-}
-
 #[test]
 fn a_peer_that_went_away_is_reported_after_the_retries() {
-    for setting in SETTINGS {
-        let (nics, mut a, mut b) = unconnected(setting);
+    for setting in settings(&SETTINGS) {
+        let (nics, mut a, mut b) = unconnected(setting, LEN);
         connect_with(&mut a, &mut b, [nics.a.gid(), nics.b.gid()], short_retries());
         let remote = b.at(0);
         drop(b);
@@ -248,22 +215,8 @@ fn a_peer_that_went_away_is_reported_after_the_retries() {
 }
 
 #[test]
-fn a_nic_process_that_is_killed_is_reported_after_the_retries() {
-    let (mut nics, mut a, mut b) = unconnected(Setting::TwoProcesses);
-    connect_with(&mut a, &mut b, [nics.a.gid(), nics.b.gid()], short_retries());
-    let remote = b.at(0);
-    a.qp.write(8, &[a.region.slice(0, 64).unwrap()], remote, SIGNALED).unwrap();
-    a.qp.ring_sends();
-    assert!(a.completion().is_success());
-    nics.processes[1].kill();
-    a.qp.write(9, &[a.region.slice(0, 64).unwrap()], remote, SIGNALED).unwrap();
-    a.qp.ring_sends();
-    assert_eq!(a.completion().status, Status::RetryExceeded);
-}
-
-#[test]
 fn a_queue_pair_in_error_flushes_sends_and_receives_in_order() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, LEN);
         for id in 0..8 {
             pair.b.qp.receive(100 + id, &[pair.b.region.slice(0, 64).unwrap()]).unwrap();
@@ -294,7 +247,7 @@ fn a_queue_pair_in_error_flushes_sends_and_receives_in_order() {
 
 #[test]
 fn posting_checks_every_limit_before_the_device_sees_anything() {
-    let mut pair = Pair::new(Setting::OneProcess, LEN);
+    let mut pair = Pair::new(any_setting(), LEN);
     let region = pair.a.region.clone();
     let slice = region.slice(0, 8).unwrap();
     let remote = pair.b.at(0);
@@ -333,14 +286,14 @@ fn posting_checks_every_limit_before_the_device_sees_anything() {
 
 #[test]
 fn a_queue_pair_that_is_not_connected_refuses_to_send() {
-    let (_nics, mut a, b) = unconnected(Setting::OneProcess);
+    let (_nics, mut a, b) = unconnected(any_setting(), LEN);
     let error = a.qp.write(1, &[a.region.slice(0, 8).unwrap()], b.at(0), SIGNALED).unwrap_err();
     assert!(matches!(error, PostError::QpState { .. }), "{error}");
 }
 
 #[test]
 fn a_completion_queue_that_overruns_raises_an_event_and_stops_its_queue_pairs() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let nics = support::Nics::new(setting);
         let device = nics.a.driver();
         let uar = device.alloc_uar().unwrap();
@@ -390,7 +343,7 @@ fn a_completion_queue_that_overruns_raises_an_event_and_stops_its_queue_pairs() 
 
 #[test]
 fn a_shared_receive_queue_says_once_when_it_runs_low() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let nics = support::Nics::new(setting);
         let pd = nics.b.protection_domain().unwrap();
         let mut shared = pd.shared_receive_queue(64, 1).unwrap();
@@ -419,7 +372,7 @@ fn a_shared_receive_queue_says_once_when_it_runs_low() {
 
 #[test]
 fn a_region_that_a_request_needs_is_not_given_back() {
-    let mut pair = Pair::new(Setting::OneProcess, LEN);
+    let mut pair = Pair::new(any_setting(), LEN);
     let extra = pair.a.pd.register(support::memory(LEN), Access::ALL).unwrap();
     // Nobody has posted a receive, so the SEND stays outstanding.
     pair.a.qp.send(1, &[extra.slice(0, 64).unwrap()], SIGNALED).unwrap();

@@ -4,9 +4,11 @@ mod support;
 
 use std::os::fd::BorrowedFd;
 
-use holdfast::{Access, EmulatedNic, EmulatedOptions, Interrupts, Options, QueuePair, SendFlags};
+use holdfast::{Access, Completion, Interrupts, Options, QueuePair, SendFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use support::{Side, options};
+use support::{
+    Nics, PATIENCE, POLLING_AND_SLEEPING, Setting, Side, any_setting, options, payload, settings,
+};
 
 /// Whether `fd` becomes readable within so many milliseconds.
 fn fires(fd: BorrowedFd<'_>, milliseconds: u16) -> bool {
@@ -19,18 +21,21 @@ fn clear(fd: BorrowedFd<'_>) {
     nix::unistd::read(fd, &mut [0; 8]).expect("an eventfd that fired");
 }
 
+/// Two connected endpoints, the second of them on a device with interrupts.
+fn with_interrupts(setting: Setting, access: Access) -> (Nics, Side, Side) {
+    let eventfds = Options { interrupts: Interrupts::Eventfd, ..Default::default() };
+    let nics = Nics::with(setting, &eventfds);
+    let mut a = Side::new(&nics.a, 1 << 16, Access::ALL, &options());
+    let mut b = Side::new(&nics.b, 1 << 16, access, &options());
+    QueuePair::connect_pair(&mut a.qp, &mut b.qp).unwrap();
+    (nics, a, b)
+}
+
 #[test]
 fn an_armed_completion_queue_fires_once_and_an_unarmed_one_never() {
-    // A NIC that polls and one that sleeps take doorbells in different ways.
-    for poll in [true, false] {
-        let nics = EmulatedNic::start(EmulatedOptions { nics: 2, poll, ..Default::default() });
-        let nics = nics.unwrap();
-        let with_interrupts = Options { interrupts: Interrupts::Eventfd, ..Default::default() };
-        let (at_a, at_b) = (nics.open(0).unwrap(), nics.open_with(1, with_interrupts).unwrap());
-        let mut a = Side::new(&at_a, 1 << 16, Access::ALL, &options());
-        let mut b = Side::new(&at_b, 1 << 16, Access::ALL, &options());
-        QueuePair::connect_pair(&mut a.qp, &mut b.qp).unwrap();
-        let device = at_b.driver().clone();
+    for setting in settings(&POLLING_AND_SLEEPING) {
+        let (nics, mut a, mut b) = with_interrupts(setting, Access::ALL);
+        let device = nics.b.driver().clone();
         let fd = device.notification_fd().expect("interrupts were asked for");
 
         let send = |a: &mut Side, b: &mut Side, flags: SendFlags| {
@@ -66,13 +71,8 @@ fn an_armed_completion_queue_fires_once_and_an_unarmed_one_never() {
 
 #[test]
 fn an_asynchronous_event_fires_its_own_vector() {
-    let nics = EmulatedNic::start(EmulatedOptions { nics: 2, ..Default::default() }).unwrap();
-    let with_interrupts = Options { interrupts: Interrupts::Eventfd, ..Default::default() };
-    let (at_a, at_b) = (nics.open(0).unwrap(), nics.open_with(1, with_interrupts).unwrap());
-    let mut a = Side::new(&at_a, 1 << 16, Access::ALL, &options());
-    let mut b = Side::new(&at_b, 1 << 16, Access::LOCAL_WRITE, &options());
-    QueuePair::connect_pair(&mut a.qp, &mut b.qp).unwrap();
-    let device = at_b.driver().clone();
+    let (nics, mut a, mut b) = with_interrupts(any_setting(), Access::LOCAL_WRITE);
+    let device = nics.b.driver().clone();
     let fd = device.event_fd().expect("interrupts were asked for");
     assert!(!fires(fd, 0));
     // A WRITE that the target's region does not allow.
@@ -81,7 +81,48 @@ fn an_asynchronous_event_fires_its_own_vector() {
     a.qp.ring_sends();
     assert!(!a.completion().is_success());
     assert!(fires(fd, 5000));
-    let event = at_b.next_event().unwrap().expect("an event");
+    let event = nics.b.next_event().unwrap().expect("an event");
     assert_eq!(event.kind, holdfast_wire::event::EventKind::QpAccessError);
     assert_eq!(event.info, b.qp.driver().handle());
+}
+
+#[test]
+fn a_receiver_that_sleeps_between_messages_misses_none() {
+    const MESSAGES: u64 = 300;
+    const LEN: usize = 100;
+    for setting in settings(&POLLING_AND_SLEEPING) {
+        let (nics, mut a, mut b) = with_interrupts(setting, Access::ALL);
+        let device = nics.b.driver().clone();
+        let fd = device.notification_fd().expect("interrupts were asked for");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for id in 0..MESSAGES {
+                    a.region.memory().write_at(0, &payload(id, LEN)).unwrap();
+                    a.qp.send(id, &[a.region.slice(0, LEN).unwrap()], SendFlags::SIGNALED).unwrap();
+                    a.qp.ring_sends();
+                    assert!(a.completion().is_success());
+                }
+            });
+            let mut slept = 0;
+            for id in 0..MESSAGES {
+                b.qp.receive(id, &[b.region.slice(0, LEN).unwrap()]).unwrap();
+                b.qp.ring_receives();
+                let mut out = [Completion::default()];
+                while b.cq.poll(&mut out).unwrap() == 0 {
+                    b.cq.arm(false).unwrap();
+                    // What arrived before the arming fires nothing: look once more, then sleep.
+                    if b.cq.poll(&mut out).unwrap() == 1 {
+                        break;
+                    }
+                    assert!(fires(fd, PATIENCE.as_millis() as u16), "message {id} woke nobody");
+                    clear(fd);
+                    assert_eq!(device.next_notification().unwrap(), Some(b.cq.handle()));
+                    slept += 1;
+                }
+                assert!(out[0].is_success() && out[0].wr_id == id, "{:?}", out[0]);
+                assert_eq!(b.bytes(0, LEN), payload(id, LEN), "message {id}");
+            }
+            assert!(slept > 0, "{setting:?}: it never slept, so nothing was shown");
+        });
+    }
 }

@@ -3,8 +3,8 @@
 
 mod support;
 
-use holdfast::{Access, EmulatedNic, EmulatedOptions, QueuePair, QueuePairOptions, SendFlags};
-use support::{memory, next_completion, payload};
+use holdfast::{Access, QueuePair, QueuePairOptions, SendFlags};
+use support::{Nics, POLLING_AND_SLEEPING, memory, next_completion, payload, settings};
 
 const THREADS: usize = 4;
 const QUEUE_PAIRS: usize = 64;
@@ -13,13 +13,11 @@ const LEN: usize = 300;
 
 #[test]
 fn threads_that_ring_the_same_page_lose_nothing() {
-    for poll in [true, false] {
-        let nics = EmulatedNic::start(EmulatedOptions { nics: 2, poll, ..Default::default() });
-        let nics = nics.unwrap();
-        let (here, there) = (nics.open(0).unwrap(), nics.open(1).unwrap());
+    for setting in settings(&POLLING_AND_SLEEPING) {
+        let nics = Nics::new(setting);
         std::thread::scope(|scope| {
             for thread in 0..THREADS {
-                let (here, there) = (&here, &there);
+                let (here, there) = (&nics.a, &nics.b);
                 scope.spawn(move || one_thread(here, there, thread));
             }
         });

@@ -7,7 +7,7 @@ mod support;
 use holdfast::{
     Access, AddressHandle, Datagram, Path, PostError, QpType, QueuePairOptions, SendFlags,
 };
-use support::{Pair, SETTINGS, Setting, Side, options, payload, scattered};
+use support::{Pair, SETTINGS, Side, options, payload, scattered, settings};
 
 const SIZES: [usize; 6] = [0, 1, 4095, 4096, 4097, 1 << 20];
 const LARGE: usize = 64 << 20;
@@ -86,7 +86,7 @@ fn transfer(pair: &mut Pair, op: Op, len: usize, (from, to): (usize, usize), par
 
 #[test]
 fn every_operation_moves_every_size_unaligned_and_scattered() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, (2 << 20) + (64 << 10));
         for op in OPS {
             for len in SIZES {
@@ -100,7 +100,7 @@ fn every_operation_moves_every_size_unaligned_and_scattered() {
 
 #[test]
 fn every_operation_moves_64_mib() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, LARGE + (64 << 10));
         for op in OPS {
             transfer(&mut pair, op, LARGE, (77, 4095), 2);
@@ -110,7 +110,7 @@ fn every_operation_moves_64_mib() {
 
 #[test]
 fn inline_payloads_are_taken_when_they_are_posted() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, 1 << 16);
         for len in [0usize, 1, 8, 63, 64] {
             let mut bytes = payload(len as u64, len);
@@ -136,7 +136,7 @@ fn inline_payloads_are_taken_when_they_are_posted() {
 
 #[test]
 fn atomics_change_eight_bytes_and_give_the_old_ones_back() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, 1 << 16);
         let word = |pair: &Pair| {
             pair.b
@@ -183,7 +183,7 @@ fn atomics_change_eight_bytes_and_give_the_old_ones_back() {
 
 #[test]
 fn a_batch_goes_out_with_one_doorbell_and_only_signalled_requests_complete() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, 1 << 16);
         for index in 0..32u64 {
             pair.a
@@ -209,7 +209,7 @@ fn a_batch_goes_out_with_one_doorbell_and_only_signalled_requests_complete() {
 
 #[test]
 fn receives_of_a_shared_queue_serve_several_queue_pairs() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         let nics = support::Nics::new(setting);
         let pd = nics.b.protection_domain().unwrap();
         let mut shared = pd.shared_receive_queue(64, 2).unwrap();
@@ -252,7 +252,7 @@ fn receives_of_a_shared_queue_serve_several_queue_pairs() {
 
 #[test]
 fn datagrams_carry_a_grh_and_say_who_sent_them() {
-    for setting in SETTINGS {
+    for setting in settings(&SETTINGS) {
         const QKEY: u32 = 0x1111_2222;
         let ud = QueuePairOptions { qp_type: QpType::Ud, qkey: QKEY, inline: 0, ..options() };
         let nics = support::Nics::new(setting);
@@ -301,7 +301,7 @@ fn a_region_can_be_a_file_and_the_file_system_sees_what_arrived() {
     let folder = tempfile::tempdir_in(".").unwrap();
     let path = folder.path().join("region");
     std::fs::write(&path, vec![0u8; 3 << 20]).unwrap();
-    for setting in [Setting::OneProcess, Setting::TwoProcesses] {
+    for setting in settings(&SETTINGS) {
         let mut pair = Pair::new(setting, 1 << 20);
         let source: holdfast::Source = format!("{}:1M+1M", path.display()).parse().unwrap();
         let file = holdfast::Memory::open(&source, 0, holdfast::Populate::Yes).unwrap();

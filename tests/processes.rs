@@ -9,7 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use holdfast::{Access, Completion, Memory, Populate, QueuePair, Remote, SendFlags, Source};
-use support::{NicProcess, PATIENCE, Side, entries, open, options, payload};
+use support::{
+    NicProcess, PATIENCE, Setting, Side, connect_with, entries, open, options, payload,
+    short_retries, unconnected,
+};
 
 /// A NIC process with two NICs and a control socket, in a folder of its own.
 struct Served {
@@ -160,6 +163,20 @@ fn a_file_cut_short_under_traffic_ends_neither_the_nic_nor_the_client() {
         drop((a, b, region, at_a, at_b));
         check_traffic(&served);
     }
+}
+
+#[test]
+fn a_nic_process_that_is_killed_is_reported_after_the_retries() {
+    let (mut nics, mut a, mut b) = unconnected(Setting::TwoProcesses, 1 << 16);
+    connect_with(&mut a, &mut b, [nics.a.gid(), nics.b.gid()], short_retries());
+    let remote = b.at(0);
+    a.qp.write(8, &[a.region.slice(0, 64).unwrap()], remote, SendFlags::SIGNALED).unwrap();
+    a.qp.ring_sends();
+    assert!(a.completion().is_success());
+    nics.processes[1].kill();
+    a.qp.write(9, &[a.region.slice(0, 64).unwrap()], remote, SendFlags::SIGNALED).unwrap();
+    a.qp.ring_sends();
+    assert_eq!(a.completion().status, holdfast::Status::RetryExceeded);
 }
 
 #[test]

@@ -110,6 +110,8 @@ struct State {
     next_key: u64,
     // The last command was not answered; do not wait as long for the next one.
     unanswered: bool,
+    // The device was found missing: whatever sits there later is not the one that was opened.
+    gone: bool,
 }
 
 impl CommandChannel {
@@ -127,7 +129,7 @@ impl CommandChannel {
             answers_everything: quirks.answers_everything,
             srq_opcodes_swapped: quirks.srq_opcodes_swapped,
             deadline,
-            state: Mutex::new(State { next_key: 1, unanswered: false }),
+            state: Mutex::new(State { next_key: 1, unanswered: false, gone: false }),
         }
     }
 
@@ -138,6 +140,9 @@ impl CommandChannel {
         const { assert!(size_of::<R>() <= cmd::MAX_REQUEST) };
         const { assert!(size_of::<R::Response>() <= cmd::MAX_RESPONSE) };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.gone {
+            return Err(Error::Gone);
+        }
         let key = state.next_key;
         state.next_key += 1;
 
@@ -150,6 +155,8 @@ impl CommandChannel {
         self.registers.request()?;
         let error = self.registers.error()?;
         if error != 0 {
+            // A refusal with EPERM looks like an absent device; the version does not.
+            self.check_present(&mut state)?;
             return Err(refusal(R::COMMAND, error));
         }
         barrier::from_device();
@@ -158,6 +165,9 @@ impl CommandChannel {
         let must_wait = R::ANSWERED || self.answers_everything;
         let answered = self.wait(R::COMMAND, key, must_wait, deadline);
         state.unanswered = matches!(answered, Err(Error::Timeout { .. }));
+        if state.unanswered {
+            self.check_present(&mut state)?;
+        }
         if answered? {
             let header: ResponseHeader = self.response.read(0);
             if header.err != 0 {
@@ -166,6 +176,12 @@ impl CommandChannel {
             }
         }
         Ok(self.response.read(0))
+    }
+
+    fn check_present(&self, state: &mut State) -> Result<()> {
+        let present = self.registers.check_present();
+        state.gone |= matches!(present, Err(Error::Gone));
+        present
     }
 
     /// Whether the answer is there; waits for it if it has to come.

@@ -30,6 +30,7 @@ use crate::pd::ProtectionDomain;
 use crate::qp::{QpConfig, QueuePair};
 use crate::quirks::{Facts, Quirks};
 use crate::registers::{Control, Registers};
+use crate::removal::Removal;
 use crate::shared_region::Region;
 use crate::srq::SharedReceiveQueue;
 use crate::uar::{PagePool, Uar};
@@ -74,6 +75,7 @@ pub struct Device {
     gids: Mutex<BTreeMap<u32, [u8; 16]>>,
     rings: EventRings,
     vectors: Option<Vectors>,
+    removal: Option<Removal>,
     version: u32,
     caps: Caps,
     limits: Limits,
@@ -140,6 +142,7 @@ impl Device {
                 Some(vectors)
             }
         };
+        let removal = Removal::new(&transport);
         registers.control(Control::Activate)?;
         match registers.error()? {
             0 => {}
@@ -167,6 +170,7 @@ impl Device {
             gids: Mutex::default(),
             rings,
             vectors,
+            removal,
             version,
             caps,
             limits,
@@ -351,6 +355,28 @@ impl Device {
         self.vectors.as_ref().map(Vectors::notification)
     }
 
+    /// Becomes readable when the kernel wants the function back (hot unplug, `remove` in sysfs,
+    /// unbinding): close everything made from the device soon, because the kernel waits for that,
+    /// and asks again every so often. `None` where nobody can ask, as over vfio-user.
+    pub fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.removal.as_ref().map(Removal::fd)
+    }
+
+    /// Whether the kernel has asked for the function back; once true it stays true. A system call
+    /// at most, never blocks.
+    pub fn removal_requested(&self) -> bool {
+        self.removal.as_ref().is_some_and(Removal::requested)
+    }
+
+    /// Looks whether the device is still there, by a register read. Completions alone do not tell:
+    /// a device that was pulled just writes none. For a wait that has become long, not for a loop.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when its registers read as all ones.
+    pub fn check_present(&self) -> Result<()> {
+        self.registers.check_present()
+    }
+
     pub(crate) fn uar_pfn(&self, page: u32) -> u64 {
         let pfn = self.uar_base_pfn.wrapping_add(u64::from(page));
         if self.version >= regs::VERSION_PFN64 { pfn } else { pfn & u64::from(u32::MAX) }
@@ -397,7 +423,10 @@ impl Device {
             // to a later one says it.
             destroyed = self.query_port(1).map(drop);
         }
-        if let Err(error) = destroyed {
+        // A device that is gone has taken its objects with it.
+        if let Err(error) = destroyed
+            && !error.is_gone()
+        {
             tracing::error!(%error, what, "an object was not destroyed; its memory is not reused");
             std::mem::forget(memory);
         }
@@ -458,7 +487,9 @@ impl Drop for Device {
     fn drop(&mut self) {
         let gids = std::mem::take(&mut *lock(&self.gids));
         for (index, gid) in gids {
-            if let Err(error) = self.destroy_bind(index, gid) {
+            if let Err(error) = self.destroy_bind(index, gid)
+                && !error.is_gone()
+            {
                 tracing::warn!(%error, index, "a GID was not unbound");
             }
         }

@@ -95,6 +95,12 @@ pub enum Error {
         /// Which command.
         command: Command,
     },
+    /// The device does not answer any more: its registers read as all ones.
+    #[error(
+        "the device is gone (its registers read as all ones): it was unplugged, or whatever \
+         emulates it has ended; close everything that was made from it"
+    )]
+    Gone,
     /// The device wrote something that cannot be.
     #[error("the device wrote a nonsensical {what}: {value:#x}")]
     DeviceNonsense {
@@ -176,6 +182,12 @@ impl Error {
     /// Whether the device may yet carry out the command that failed so.
     pub(crate) fn device_may_act(&self) -> bool {
         matches!(self, Self::Transport { .. } | Self::Timeout { .. } | Self::DeviceNonsense { .. })
+    }
+
+    /// Whether the device was lost, with everything that was in it. A function that is not there
+    /// reaches no memory.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone)
     }
 
     /// A transport error with what was being done.

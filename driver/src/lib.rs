@@ -46,6 +46,7 @@ mod qp_state;
 mod quirks;
 mod recv;
 mod registers;
+mod removal;
 mod ring;
 mod send;
 mod shared_region;

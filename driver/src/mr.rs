@@ -155,7 +155,9 @@ impl MemoryRegion {
 
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
-        if let Err(error) = self.revoke() {
+        if let Err(error) = self.revoke()
+            && !error.is_gone()
+        {
             tracing::error!(%error, region = ?self, "a memory region was not destroyed");
         }
     }

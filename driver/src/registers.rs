@@ -21,6 +21,9 @@ const COMMAND_MEMORY: u16 = 1 << 1;
 /// Command register: may master the bus.
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 
+/// What a read gives where no device answers (PCI 3.0, 3.3.3.3.1).
+const ABSENT: u32 = !0;
+
 /// What CTL can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Control {
@@ -46,6 +49,9 @@ impl Registers {
             .transport
             .read_u32(REGION_CONFIG, CONFIG_ID)
             .map_err(Error::transport("reading the PCI ids"))?;
+        if id == ABSENT {
+            return Err(Error::Gone);
+        }
         let (vendor, device) = (id as u16, (id >> 16) as u16);
         if (vendor, device) == (PCI_VENDOR_ID, PCI_DEVICE_ID) {
             Ok(())
@@ -71,6 +77,11 @@ impl Registers {
     /// Interface version.
     pub(crate) fn version(&self) -> Result<u32> {
         self.read(regs::VERSION, "reading VERSION")
+    }
+
+    /// Fails with [`Error::Gone`] when nobody answers at the device's address any more.
+    pub(crate) fn check_present(&self) -> Result<()> {
+        if self.version()? == ABSENT { Err(Error::Gone) } else { Ok(()) }
     }
 
     /// The vendor extension's feature bits, where the device has the extension.

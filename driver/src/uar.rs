@@ -154,6 +154,7 @@ impl Drop for Uar {
             cmd::DestroyUc { hdr: Default::default(), ctx_handle: self.context, reserved: 0 };
         match self.device.channel.execute(request) {
             Ok(_) => give_back(&self.device.uar_pages, self.index),
+            Err(error) if error.is_gone() => {}
             Err(error) => tracing::warn!(%error, page = self.index, "a doorbell page is lost"),
         }
     }

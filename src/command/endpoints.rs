@@ -189,6 +189,10 @@ impl Session {
         shape: &Shape,
     ) -> anyhow::Result<Self> {
         let (devices, nic) = open(&options.device, placement)?;
+        let (first, second) = devices;
+        for device in [&first, &second] {
+            interrupt::stop_at_removal(device);
+        }
         interrupt::check()?;
         let mut session = Self {
             active: None,
@@ -198,7 +202,6 @@ impl Session {
             round: 0,
             _nic: nic,
         };
-        let (first, second) = devices;
         match (&options.server, &options.connect) {
             (Some(address), _) => session.serve(address, first, shape)?,
             (None, Some(address)) => session.call(address, first, shape)?,
@@ -237,7 +240,8 @@ impl Session {
 
     /// A watch over waiting loops.
     pub fn watch(&self) -> Patience {
-        Patience::new(self.timeout)
+        let ends = self.active.iter().chain(&self.passive);
+        Patience::new(self.timeout).over(ends.map(|end| end.device.clone()).collect())
     }
 
     /// Waits until the other process has come to the same point, if there is one; for as long as

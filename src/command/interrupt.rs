@@ -4,10 +4,16 @@
 //! stop within a fraction of a second. A second signal does not wait: folders that were announced
 //! with [`remove_on_abort`] are removed and the process ends. Only what must not be left half done
 //! ([`finish_first`]) is finished all the same.
+//!
+//! The kernel asking for a device back ([`stop_at_removal`]) counts as a first signal.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use holdfast::Device;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Signals seen so far.
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
@@ -15,6 +21,9 @@ static SIGNALS: AtomicU32 = AtomicU32::new(0);
 static FINISHING: AtomicBool = AtomicBool::new(false);
 /// Folders to remove when there is no time left to be tidy.
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// The first device that the kernel wanted back.
+static REMOVED: OnceLock<String> = OnceLock::new();
 
 /// Exit status after a signal, as shells count it (128 + SIGINT).
 pub const EXIT_INTERRUPTED: u8 = 130;
@@ -68,6 +77,25 @@ pub fn requested() -> bool {
 #[inline]
 pub fn check() -> Result<(), Interrupted> {
     if requested() { Err(Interrupted) } else { Ok(()) }
+}
+
+/// From now on the command stops, as after a signal, once the kernel asks for `device` back: the
+/// kernel waits until it was closed. A thread waits for that; it holds no part of the device.
+pub fn stop_at_removal(device: &Device) {
+    let fd = device.driver().removal_fd().map(|fd| fd.try_clone_to_owned());
+    let Some(Ok(fd)) = fd else { return };
+    let address = device.address().to_string();
+    std::thread::spawn(move || {
+        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&fd), PollFlags::POLLIN)];
+        while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
+        let _ = REMOVED.set(address);
+        SIGNALS.fetch_add(1, Ordering::Relaxed);
+    });
+}
+
+/// The device that the kernel wanted back, if that is why [`requested`] is true.
+pub fn removed() -> Option<&'static str> {
+    REMOVED.get().map(String::as_str)
 }
 
 /// Announces a folder that must not outlive the process, even when a second signal ends it.

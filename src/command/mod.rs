@@ -127,6 +127,10 @@ fn print(text: impl Display) -> anyhow::Result<()> {
 
 /// Says what went wrong and gives the exit status.
 fn report(error: &anyhow::Error) -> u8 {
+    if let Some(device) = interrupt::removed() {
+        eprintln!("holdfast: {device} is being removed: everything on it was closed");
+        return EXIT_FAILED;
+    }
     let interrupted = error.chain().any(|cause| {
         cause.is::<interrupt::Interrupted>()
             || matches!(cause.downcast_ref(), Some(ConnectError::Interrupted { .. }))

@@ -3,6 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use holdfast::Device;
+
 use super::interrupt;
 
 /// Ticks between two looks at the clock.
@@ -14,12 +17,18 @@ pub struct Patience {
     ticks: u32,
     since: Option<Instant>,
     patience: Duration,
+    devices: Vec<Device>,
 }
 
 impl Patience {
     /// Waits at most `patience` from one sign of progress to the next.
     pub fn new(patience: Duration) -> Self {
-        Self { ticks: 0, since: None, patience }
+        Self { ticks: 0, since: None, patience, devices: Vec::new() }
+    }
+
+    /// Blames one of these devices when nothing comes because it is gone.
+    pub fn over(self, devices: Vec<Device>) -> Self {
+        Self { devices, ..self }
     }
 
     /// Nothing has happened yet; `what` is waited for.
@@ -43,6 +52,11 @@ impl Patience {
         interrupt::check()?;
         let since = *self.since.get_or_insert_with(Instant::now);
         let waited = since.elapsed();
+        if waited >= self.patience {
+            for device in &self.devices {
+                device.driver().check_present().with_context(|| device.address().to_string())?;
+            }
+        }
         anyhow::ensure!(
             waited < self.patience,
             "{what} did not come within {:?}; is the NIC, or the other side, still running?",

@@ -1,31 +1,61 @@
 //! What the end-to-end tests share: two endpoints that reach each other, on NICs of one process or
 //! of two, and bytes that tell where they came from.
+//!
+//! With `HOLDFAST_TEST_DEVICES="ADDRESS ADDRESS"` in the environment the tests that can use any two
+//! devices use those, one test at a time: the lab runs them so on two PCI functions behind the
+//! kernel's VFIO.
 
 #![allow(dead_code)] // every test uses a part of it
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast::{
-    Access, Completion, CompletionQueue, Device, EmulatedNic, EmulatedOptions, Memory,
-    MemoryRegion, Populate, ProtectionDomain, QueuePair, QueuePairOptions, Remote, Slice, Source,
+    Access, Completion, CompletionQueue, Device, DeviceAddress, EmulatedNic, EmulatedOptions,
+    Memory, MemoryRegion, Options, Populate, ProtectionDomain, QueuePair, QueuePairOptions, Remote,
+    Slice, Source,
 };
+use holdfast_driver as driver;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Names two devices to test on, in place of NICs that the tests start.
+const DEVICES: &str = "HOLDFAST_TEST_DEVICES";
+
 /// Where the two NICs are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting {
-    /// On threads of the test's own process.
+    /// On threads of the test's own process; they sleep when there is nothing to do.
     OneProcess,
+    /// The same, and they never sleep: doorbells are found in another way.
+    OneProcessPolling,
     /// Each in a process of its own, joined by a Unix socket.
     TwoProcesses,
+    /// Somebody else's, named in the environment.
+    Given,
 }
 
+/// What most tests go through.
 pub const SETTINGS: [Setting; 2] = [Setting::OneProcess, Setting::TwoProcesses];
+/// Where it matters how the NIC learns of work.
+pub const POLLING_AND_SLEEPING: [Setting; 2] = [Setting::OneProcessPolling, Setting::OneProcess];
+
+/// The settings to test in: these, or the devices that the environment names.
+pub fn settings(ours: &[Setting]) -> Vec<Setting> {
+    match std::env::var_os(DEVICES) {
+        Some(_) => vec![Setting::Given],
+        None => ours.to_vec(),
+    }
+}
+
+/// The setting of a test to which the place of the NICs makes no difference.
+pub fn any_setting() -> Setting {
+    settings(&[Setting::OneProcess])[0]
+}
 
 /// A `holdfast nic` process; ended when dropped.
 pub struct NicProcess {
@@ -80,16 +110,29 @@ pub struct Nics {
     pub b: Device,
     pub processes: Vec<NicProcess>,
     pub folder: Option<tempfile::TempDir>,
+    // Last: the next test may open the given devices when these are closed.
+    turn: Option<MutexGuard<'static, ()>>,
 }
+
+/// Whose turn it is on the given devices, each of which has one owner at a time.
+static TURN: Mutex<()> = Mutex::new(());
 
 impl Nics {
     pub fn new(setting: Setting) -> Self {
+        Self::with(setting, &Options::default())
+    }
+
+    /// With options for the driver of the second.
+    pub fn with(setting: Setting, options: &Options) -> Self {
         match setting {
-            Setting::OneProcess => {
-                let nics = EmulatedNic::start(EmulatedOptions { nics: 2, ..Default::default() })
-                    .expect("emulated NICs start");
-                let open = |index| nics.open(index).expect("an emulated NIC opens");
-                Self { a: open(0), b: open(1), processes: Vec::new(), folder: None }
+            Setting::OneProcess | Setting::OneProcessPolling => {
+                let poll = setting == Setting::OneProcessPolling;
+                let nics =
+                    EmulatedNic::start(EmulatedOptions { nics: 2, poll, ..Default::default() })
+                        .expect("emulated NICs start");
+                let a = nics.open(0).expect("an emulated NIC opens");
+                let b = nics.open_with(1, options.clone()).expect("an emulated NIC opens");
+                Self { a, b, processes: Vec::new(), folder: None, turn: None }
             }
             Setting::TwoProcesses => {
                 let folder = tempfile::tempdir().expect("a temporary folder");
@@ -99,7 +142,19 @@ impl Nics {
                     NicProcess::start(&["--socket", &a, "--link-listen", &link]),
                     NicProcess::start(&["--socket", &b, "--link-connect", &link]),
                 ];
-                Self { a: open(&a), b: open(&b), processes, folder: Some(folder) }
+                let (a, b) = (open(&a), open_with(&format!("vfio-user:{b}"), options));
+                Self { a, b, processes, folder: Some(folder), turn: None }
+            }
+            Setting::Given => {
+                // A test that failed in its turn has closed its devices as it unwound.
+                let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+                let names = std::env::var(DEVICES).expect("the names of two devices");
+                let names: Vec<&str> = names.split_whitespace().collect();
+                let [a, b] = names[..] else {
+                    panic!("{DEVICES} must name two devices: {names:?}")
+                };
+                let (a, b) = (open_with(a, &Options::default()), open_with(b, options));
+                Self { a, b, processes: Vec::new(), folder: None, turn: Some(turn) }
             }
         }
     }
@@ -107,8 +162,14 @@ impl Nics {
 
 /// Opens the NIC that listens at `path`.
 pub fn open(path: &str) -> Device {
-    let address = format!("vfio-user:{path}").parse().expect("a device address");
-    Device::open(&address).expect("the NIC opens")
+    open_with(&format!("vfio-user:{path}"), &Options::default())
+}
+
+/// Opens the device of that address.
+pub fn open_with(address: &str, options: &Options) -> Device {
+    let address: DeviceAddress = address.parse().expect("a device address");
+    Device::open_with(&address, options.clone())
+        .unwrap_or_else(|error| panic!("{address} does not open: {error}"))
 }
 
 /// One endpoint.
@@ -197,6 +258,43 @@ impl Pair {
         QueuePair::connect_pair(&mut a.qp, &mut b.qp).expect("they connect");
         Self { a, b, nics }
     }
+}
+
+/// Two endpoints that are not connected yet, with `len` bytes each.
+pub fn unconnected(setting: Setting, len: usize) -> (Nics, Side, Side) {
+    let nics = Nics::new(setting);
+    let a = Side::new(&nics.a, len, Access::ALL, &options());
+    let b = Side::new(&nics.b, len, Access::ALL, &options());
+    (nics, a, b)
+}
+
+/// Connects like the library, with retries of the test's choice.
+pub fn connect_with(
+    pair_a: &mut Side,
+    pair_b: &mut Side,
+    gids: [[u8; 16]; 2],
+    rts: driver::ReadyToSend,
+) {
+    let qpns = [pair_a.qp.info().qpn, pair_b.qp.info().qpn];
+    for (side, peer, gid) in [(pair_a, qpns[1], gids[1]), (pair_b, qpns[0], gids[0])] {
+        let control = &side.qp.driver().control;
+        let path = driver::Path::new(gid, 0);
+        let rtr = driver::ReadyToReceive {
+            path,
+            path_mtu: 5,
+            dest_qpn: peer,
+            rq_psn: 0,
+            max_dest_rd_atomic: 4,
+            min_rnr_timer: 1,
+        };
+        control.to_rtr(&rtr).unwrap();
+        control.to_rts(&rts).unwrap();
+    }
+}
+
+/// Retries that are over within a second.
+pub fn short_retries() -> driver::ReadyToSend {
+    driver::ReadyToSend { sq_psn: 0, timeout: 12, retry_cnt: 2, ..Default::default() }
 }
 
 /// Queue pairs with room for scattered requests and inline data.

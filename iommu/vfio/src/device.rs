@@ -45,6 +45,8 @@ pub const IRQ_INTX: u32 = 0;
 pub const IRQ_MSI: u32 = 1;
 /// VFIO's interrupt index of MSI-X.
 pub const IRQ_MSIX: u32 = 2;
+/// VFIO's interrupt index by which the kernel asks for the function back.
+pub const IRQ_REQUEST: u32 = 4;
 
 /// A PCI device behind VFIO. All calls may block for as long as the other side takes to answer
 /// (a system call, or a round trip on the socket with its deadline) and may be made from any

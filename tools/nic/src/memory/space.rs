@@ -157,7 +157,7 @@ impl Space {
 
     /// Unmaps every mapping inside `iova..iova + len` and gives the number of bytes unmapped,
     /// which is zero when there was none. A mapping that is partly inside is an error, and then
-    /// nothing is unmapped (VFIO type1 v2's rules).
+    /// nothing is unmapped (VFIO type1 v2's rules). The range may end at 2^64.
     ///
     /// This is a fence: when it returns, no access through the old translations is in flight or
     /// can still start. It waits for the reader's next quiescent point, some microseconds; called
@@ -166,7 +166,9 @@ impl Space {
         if len == 0 || !iova.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
             return Err(MapError::Unaligned { iova, len, offset: 0 });
         }
-        let end = iova.checked_add(len).ok_or(MapError::OutOfRange { iova, len })?;
+        // The range may reach to the end of all addresses, where there are no mappings.
+        iova.checked_add(len - 1).ok_or(MapError::OutOfRange { iova, len })?;
+        let end = iova.saturating_add(len);
         let mut book = self.book();
         let bisects = |existing| Err(MapError::Bisect { iova, len, existing });
         if let Some((&start, found)) = book.mappings.range(..iova).next_back()

@@ -108,7 +108,8 @@ pub enum DmaUnmap {
     Range {
         /// First I/O virtual address.
         iova: u64,
-        /// Bytes; not 0, and `iova + len` does not wrap.
+        /// Bytes; not 0. The range may end at 2^64 and not beyond, so `iova + len` may be one too
+        /// much for 64 bits.
         len: u64,
     },
     /// All mappings.

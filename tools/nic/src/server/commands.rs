@@ -54,10 +54,15 @@ impl<B: Backend + ?Sized> Session<'_, B> {
         let (unmap, _) = take::<wire::DmaUnmap>(payload)?;
         check_room::<wire::DmaUnmap>(unmap.argsz)?;
         let (iova, len) = (unmap.address, unmap.size);
+        // The last address may be the last of all: QEMU takes down the part of a vIOMMU's address
+        // space above the interrupt window as one range that ends at 2^64.
         let what = match unmap.flags {
-            0 if len != 0 && iova.checked_add(len).is_some() => DmaUnmap::Range { iova, len },
+            0 if len != 0 && iova.checked_add(len - 1).is_some() => DmaUnmap::Range { iova, len },
             wire::DMA_UNMAP_ALL if iova == 0 && len == 0 => DmaUnmap::All,
-            _ => return Err(Errno::EINVAL),
+            flags => {
+                tracing::debug!(flags, iova, len, "no range to unmap");
+                return Err(Errno::EINVAL);
+            }
         };
         let bytes = self.backend.dma_unmap(what)?;
         let argsz = size_of::<wire::DmaUnmap>() as u32;

@@ -152,9 +152,8 @@ impl Backend for Toy {
         match what {
             DmaUnmap::All => self.maps.clear(),
             DmaUnmap::Range { iova, len } => {
-                let end = iova + len;
-                assert!(len != 0);
-                self.maps.retain(|&start, map| start < iova || start + map.len > end);
+                let last = iova + (len - 1);
+                self.maps.retain(|&start, map| start < iova || start + (map.len - 1) > last);
             }
         }
         let after: u64 = self.maps.values().map(|map| map.len).sum();
