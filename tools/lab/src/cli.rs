@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cache::Cache;
 use crate::debian::{Debian, KernelVersion};
-use crate::guest::{Accelerator, Console, Job, Machine, Nic, QemuVersion, RunDir};
+use crate::guest::{Accelerator, Console, Job, Machine, Nic, QemuVersion, RunDir, qemu_for};
 use crate::{process, suite};
 
 const EXAMPLES: &str = "\
@@ -74,14 +74,14 @@ struct GuestArgs {
     /// Its kernel
     #[arg(long, value_enum, default_value = "6.1")]
     kernel: KernelVersion,
-    /// The QEMU that runs it
-    #[arg(long, value_enum, default_value = "11.1")]
-    qemu: QemuVersion,
+    /// The QEMU that runs it [default: the one that has the NICs, else 11.1]
+    #[arg(long, value_enum)]
+    qemu: Option<QemuVersion>,
     /// What executes its instructions
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accelerator,
     /// A NIC or DMA engine, behind the vIOMMU; may be repeated
-    /// (holdfast | socket=PATH | edu | iommu-testdev; the first two with +vmxnet3)
+    /// (holdfast | socket=PATH | qemu-pvrdma | edu | iommu-testdev; the first two with +vmxnet3)
     #[arg(long, value_name = "NIC")]
     nic: Vec<Nic>,
     /// One more argument for `holdfast nic`; may be repeated
@@ -114,10 +114,10 @@ struct GuestArgs {
 }
 
 impl GuestArgs {
-    fn machine(&self) -> Machine {
-        Machine {
+    fn machine(&self) -> Result<Machine> {
+        Ok(Machine {
             kernel: self.kernel,
-            qemu: self.qemu,
+            qemu: qemu_for(&self.nic, self.qemu)?,
             accelerator: self.accel,
             cpus: self.cpus,
             memory_mib: self.memory,
@@ -126,9 +126,8 @@ impl GuestArgs {
             devices: self.device.clone(),
             append: self.append.clone(),
             nvdimm_mib: self.nvdimm,
-            preload: Vec::new(),
             limit: Duration::from_secs(self.timeout),
-        }
+        })
     }
 
     fn job(&self, debian: &Debian, holdfast: &Path, script: String) -> Result<Job> {
@@ -165,7 +164,7 @@ pub fn run() -> Result<u8> {
             let script = format!("{terminal}{setup}cd /job; exec bash -i || exec sh -i");
             let job = guest.job(&debian, &holdfast, script)?;
             let outcome =
-                guest.machine().run(&debian, &run, &job, &holdfast, Console::Interactive)?;
+                guest.machine()?.run(&debian, &run, &job, &holdfast, Console::Interactive)?;
             Ok(outcome.status)
         }
         Verb::Run { guest, verbose, out, command } => {
@@ -190,7 +189,7 @@ pub fn run() -> Result<u8> {
                 job = job.file(path, name);
             }
             let console = if verbose { Console::StreamAll } else { Console::Stream };
-            let outcome = guest.machine().run(&debian, &run, &job, &holdfast, console)?;
+            let outcome = guest.machine()?.run(&debian, &run, &job, &holdfast, console)?;
             if let Some(folder) = out {
                 copy_folder(&outcome.out, &folder)?;
             }

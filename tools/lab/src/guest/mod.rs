@@ -7,6 +7,7 @@
 mod console;
 mod job;
 mod nic;
+mod pvrdma;
 mod qemu;
 mod rundir;
 
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 pub use job::{Job, quote};
-pub use nic::Nic;
+pub use nic::{Nic, qemu_for};
 pub use qemu::{Accelerator, QemuVersion};
 pub use rundir::RunDir;
 
@@ -43,8 +44,6 @@ pub struct Machine {
     pub append: String,
     /// MiB of persistent memory, 0 for none.
     pub nvdimm_mib: u32,
-    /// Libraries to load into QEMU before its own.
-    pub preload: Vec<PathBuf>,
     /// From power-on to power-off.
     pub limit: Duration,
 }
@@ -85,6 +84,7 @@ impl Machine {
         holdfast: &Path,
         console: Console,
     ) -> Result<Outcome> {
+        qemu_for(&self.nics, Some(self.qemu))?;
         let kernel = debian.kernel(self.kernel)?;
         let root = debian.guest_root()?;
         let qemu = debian.qemu(self.qemu)?;
@@ -93,7 +93,7 @@ impl Machine {
         job.write(&folder.join("job.tar"))?;
 
         let mut attached = nic::attach(&self.nics, holdfast, &self.nic_options, &folder)?;
-        let mut command = qemu.command(self, &kernel, &root, &folder, &attached.arguments)?;
+        let mut command = qemu.command(self, &kernel, &root, &folder, &attached)?;
         let log = folder.join("qemu.log");
         let terminal = if console == Console::Interactive {
             command.args(["-serial", "mon:stdio"]);
@@ -147,7 +147,7 @@ impl Machine {
     fn wait(&self, child: &mut Guarded, console: Console) -> Result<()> {
         let limit = if console == Console::Interactive { Duration::MAX } else { self.limit };
         let status = child.wait(limit)?;
-        if !status.success() {
+        if !nic::may_end_so(&self.nics, status) {
             bail!("QEMU ended with {status}");
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::QemuVersion;
+use super::pvrdma::{self, Pvrdma};
 use crate::process::{self, Guarded, Terminal};
 
 /// A device on the guest's PCI bus, behind its IOMMU.
@@ -20,6 +22,8 @@ pub enum Nic {
     Holdfast { vmxnet3: bool },
     /// A vfio-user device that someone else serves on a socket.
     Socket { path: PathBuf, vmxnet3: bool },
+    /// The PVRDMA device that QEMU 7.2 has itself, at function 1 beside its vmxnet3.
+    QemuPvrdma,
     /// QEMU's `edu` DMA engine.
     Edu,
     /// QEMU's `iommu-testdev` DMA engine (QEMU 11.1).
@@ -27,8 +31,37 @@ pub enum Nic {
 }
 
 /// How people write them.
-pub const SYNTAX: &str = "holdfast | socket=PATH | edu | iommu-testdev; the first two with \
-                          +vmxnet3 to sit beside the Ethernet NIC that Linux's driver wants";
+pub const SYNTAX: &str = "holdfast | socket=PATH | qemu-pvrdma | edu | iommu-testdev; the first \
+                          two with +vmxnet3 to sit beside the Ethernet NIC that Linux's driver \
+                          wants";
+
+impl Nic {
+    /// The one QEMU that has it, if not both do.
+    pub fn needs(&self) -> Option<QemuVersion> {
+        match self {
+            Nic::Holdfast { .. } | Nic::Socket { .. } | Nic::IommuTestdev => {
+                Some(QemuVersion::V11_1)
+            }
+            Nic::QemuPvrdma => Some(QemuVersion::V7_2),
+            Nic::Edu => None,
+        }
+    }
+}
+
+/// The QEMU for all of these NICs: the one `asked` for, or the newest that has them.
+pub fn qemu_for(nics: &[Nic], asked: Option<QemuVersion>) -> Result<QemuVersion> {
+    let mut needed: Vec<QemuVersion> = nics.iter().filter_map(Nic::needs).chain(asked).collect();
+    needed.sort();
+    needed.dedup();
+    match needed[..] {
+        [] => Ok(QemuVersion::V11_1),
+        [one] => Ok(one),
+        _ => Err(anyhow!(
+            "no QEMU is both: qemu-pvrdma is in 7.2 alone, and 11.1 alone has vfio-user-pci (for \
+             holdfast and socket=) and iommu-testdev"
+        )),
+    }
+}
 
 impl FromStr for Nic {
     type Err = anyhow::Error;
@@ -43,6 +76,7 @@ impl FromStr for Nic {
                 Ok(Nic::Socket { path: path.into(), vmxnet3 })
             }
             None if name == "holdfast" => Ok(Nic::Holdfast { vmxnet3 }),
+            None if name == "qemu-pvrdma" && !vmxnet3 => Ok(Nic::QemuPvrdma),
             None if name == "edu" && !vmxnet3 => Ok(Nic::Edu),
             None if name == "iommu-testdev" && !vmxnet3 => Ok(Nic::IommuTestdev),
             _ => Err(anyhow!("no such NIC: {text:?}; write {SYNTAX}")),
@@ -62,16 +96,28 @@ impl TryFrom<String> for Nic {
 const FIRST_SLOT: usize = 0x10;
 
 /// The devices of a guest, and what serves them.
+#[derive(Default)]
 pub struct Attached {
     /// `holdfast nic`, if one of the devices needs it.
     pub server: Option<Guarded>,
     /// QEMU's arguments.
     pub arguments: Vec<String>,
+    /// QEMU's environment.
+    pub environment: Vec<(&'static str, String)>,
+    /// Libraries to load into QEMU before its own.
+    pub preload: Vec<PathBuf>,
+}
+
+/// Whether it is of no account that QEMU ended so: with two pvrdma devices it always crashes when
+/// it ends.
+pub fn may_end_so(nics: &[Nic], status: ExitStatus) -> bool {
+    let pvrdma = nics.iter().filter(|nic| **nic == Nic::QemuPvrdma).count();
+    pvrdma::may_end_so(pvrdma, status)
 }
 
 /// Starts what serves the devices, and says how QEMU attaches them. Number n sits in slot
 /// 0x10 + n: at function 0, or at function 1 beside its vmxnet3. All emulated NICs of a guest are
-/// served by one process, which joins them.
+/// served by one process, which joins them; so are QEMU's own.
 pub fn attach(
     nics: &[Nic],
     holdfast: &Path,
@@ -80,6 +126,7 @@ pub fn attach(
 ) -> Result<Attached> {
     let mut arguments = Vec::new();
     let mut sockets = Vec::new();
+    let mut pvrdma = Pvrdma::default();
     for (index, nic) in nics.iter().enumerate() {
         let slot = FIRST_SLOT + index;
         match nic {
@@ -92,6 +139,10 @@ pub fn attach(
                 let path = path.canonicalize().with_context(|| format!("no socket {path:?}"))?;
                 arguments.extend(vfio_user(&path, slot, *vmxnet3));
             }
+            Nic::QemuPvrdma => {
+                arguments.extend(vmxnet3(slot));
+                arguments.extend(pvrdma.add(slot));
+            }
             Nic::Edu => {
                 arguments.extend(device(format!("edu,addr={slot:#x}.0,dma_mask=0xffffffff")))
             }
@@ -103,23 +154,29 @@ pub fn attach(
     let log = folder.join("nic.log");
     let server =
         if sockets.is_empty() { None } else { Some(serve(holdfast, &sockets, options, &log)?) };
-    Ok(Attached { server, arguments })
+    arguments.extend(pvrdma.arguments());
+    let environment = pvrdma.environment();
+    Ok(Attached { server, arguments, environment, preload: pvrdma.preload()? })
 }
 
 fn device(text: String) -> Vec<String> {
     vec!["-device".to_owned(), text]
 }
 
-fn vfio_user(socket: &Path, slot: usize, vmxnet3: bool) -> Vec<String> {
-    let mut arguments = Vec::new();
-    if vmxnet3 {
-        // All of a guest's Ethernet NICs share one hub.
-        arguments.extend(["-netdev".to_owned(), format!("hubport,id=net{slot},hubid=0")]);
-        arguments.extend(device(format!(
-            "vmxnet3,netdev=net{slot},mac=52:54:00:00:00:{slot:02x},addr={slot:#x}.0,multifunction=on"
-        )));
-    }
-    let function = u8::from(vmxnet3);
+/// The Ethernet NIC at function 0 of a slot; its MAC address ends in the slot's number.
+fn vmxnet3(slot: usize) -> Vec<String> {
+    // All of a guest's Ethernet NICs share one hub. None is booted from, so none needs a ROM.
+    let mut arguments = vec!["-netdev".to_owned(), format!("hubport,id=net{slot},hubid=0")];
+    arguments.extend(device(format!(
+        "vmxnet3,netdev=net{slot},mac=52:54:00:00:00:{slot:02x},romfile=,addr={slot:#x}.0,\
+         multifunction=on"
+    )));
+    arguments
+}
+
+fn vfio_user(socket: &Path, slot: usize, beside_vmxnet3: bool) -> Vec<String> {
+    let mut arguments = if beside_vmxnet3 { vmxnet3(slot) } else { Vec::new() };
+    let function = u8::from(beside_vmxnet3);
     let description = json!({
         "driver": "vfio-user-pci",
         "socket": { "type": "unix", "path": socket },
@@ -172,11 +229,28 @@ mod tests {
             ("socket=/run/x.sock", Some(socket(false))),
             ("socket=/run/x.sock+vmxnet3", Some(socket(true))),
             ("edu", Some(Nic::Edu)),
+            ("qemu-pvrdma", Some(Nic::QemuPvrdma)),
+            ("qemu-pvrdma+vmxnet3", None),
             ("edu+vmxnet3", None),
             ("socket=", None),
             ("mlx5", None),
         ] {
             assert_eq!(text.parse::<Nic>().ok(), nic, "{text}");
+        }
+    }
+    #[test]
+    fn a_nic_brings_the_qemu_that_has_it() {
+        use QemuVersion::{V7_2, V11_1};
+        let (holdfast, pvrdma) = (Nic::Holdfast { vmxnet3: false }, Nic::QemuPvrdma);
+        for (nics, asked, qemu) in [
+            (&[][..], None, Some(V11_1)),
+            (&[][..], Some(V7_2), Some(V7_2)),
+            (&[pvrdma.clone(), Nic::Edu], None, Some(V7_2)),
+            (&[pvrdma.clone()], Some(V11_1), None),
+            (&[holdfast.clone()], Some(V7_2), None),
+            (&[holdfast, pvrdma], None, None),
+        ] {
+            assert_eq!(qemu_for(nics, asked).ok(), qemu, "{nics:?} {asked:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::Machine;
+use super::nic::Attached;
 use crate::cache::Item;
 use crate::debian::tree::{Depth, Tree};
 use crate::debian::{Debian, Kernel, Release};
@@ -105,14 +106,15 @@ impl Qemu {
         kernel: &Kernel,
         root: &Item,
         folder: &Path,
-        attached: &[String],
+        attached: &Attached,
     ) -> Result<Command> {
         let kvm = match machine.accelerator {
             Accelerator::Kvm => true,
             Accelerator::Tcg => false,
             Accelerator::Auto => self.kvm_works(),
         };
-        let mut command = self.program(&machine.preload)?;
+        let mut command = self.program(&attached.preload)?;
+        command.envs(attached.environment.iter().map(|(name, value)| (name, value)));
         let memory = machine.memory_mib;
         let irqchip = if kvm { "split" } else { "off" };
         let accelerator = if kvm { "kvm" } else { "tcg,thread=multi" };
@@ -159,7 +161,7 @@ impl Qemu {
                 .args(["-object", &format!("memory-backend-memfd,id=nv0,size={size}M,share=on")]);
             command.args(["-device", "nvdimm,id=nvd0,memdev=nv0"]);
         }
-        command.args(attached);
+        command.args(&attached.arguments);
         for device in &machine.devices {
             command.args(["-device", device]);
         }

@@ -158,7 +158,6 @@ fn run_row(
         devices: Vec::new(),
         append: suite.append.clone(),
         nvdimm_mib: 0,
-        preload: Vec::new(),
         limit: Duration::from_secs(suite.limit),
     };
     let mut verdict = Verdict {
@@ -272,8 +271,10 @@ fn write_json(arguments: &TestArgs, verdicts: &[Verdict]) -> Result<()> {
 fn build() -> Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     let mut command = Command::new(cargo);
-    command.args(["build", "--release", "--quiet", "--bins"]);
-    command.args(["-p", "holdfast", "-p", "holdfast-lab-domain", "-p", "holdfast-lab-peer"]);
+    command.args(["build", "--release", "--quiet"]);
+    for package in ["holdfast", "holdfast-lab-domain", "holdfast-lab-peer", "holdfast-verbs"] {
+        command.args(["-p", package]);
+    }
     let status = Guarded::spawn(command.stdin(Stdio::null()), Terminal::Own)?
         .named("cargo build")
         .wait(Duration::from_secs(3600))?;
