@@ -188,6 +188,12 @@ impl Device {
         if self.inner.driver.quirks().inline_sends { MAX_INLINE } else { 0 }
     }
 
+    /// Whether it carries out SEND and RECV and nothing else (QEMU 7.2's own device). Its regions
+    /// give peers no access: register them with [`crate::Access::LOCAL_WRITE`].
+    pub fn sends_only(&self) -> bool {
+        self.inner.driver.quirks().sends_only
+    }
+
     /// Reads and atomics that may be under way at a time on one connection.
     pub fn max_rd_atomic(&self) -> u8 {
         self.inner.max_rd_atomic()

@@ -311,7 +311,10 @@ impl CompletionQueue {
         if response.cqe < slots {
             return Err(Error::nonsense("completion queue depth", u64::from(response.cqe)));
         }
-        let poll_interval = device.quirks().poll_doorbell_interval;
+        let poll_interval = match device.rings_poll() {
+            true => device.quirks().poll_doorbell_interval,
+            false => u32::MAX,
+        };
         Ok(Self {
             ring,
             head: 0,
@@ -399,11 +402,11 @@ impl CompletionQueue {
     }
 
     /// Lets the device make completions visible, where it needs that (QEMU, ESXi). [`Self::poll`]
-    /// does it by itself every so many empty polls.
+    /// does it by itself every so many empty polls. Does nothing on a device where that could meet
+    /// an interrupt and hang ([`crate::Quirks::poll_excludes_interrupts`]).
     pub fn poll_device(&mut self) {
         self.until_poll = self.poll_interval;
-        // Where doorbells are memory, completions show by themselves, and the word is left to ARM.
-        if !self.device().quirks().memory_doorbells {
+        if self.device().rings_poll() {
             self.doorbell.ring(self.shared.handle | uar::CQ_POLL);
         }
     }
@@ -527,7 +530,8 @@ impl CompletionQueue {
     #[inline(always)]
     fn report(words: &CqeWords, tag: Tag, wr_id: u64, opcode: CqeOpcode) -> Decoded {
         let status = (words[2] >> 32) as u32;
-        // An unsignalled request that succeeded is not reported, even where the device does.
+        // An unsignalled request that succeeded is not reported, even where the device does
+        // (QEMU's completes every send).
         let silent = tag.unsignalled() && status == 0;
         if silent || tag.kind() == KIND_MARKER {
             return Decoded::Silent;

@@ -143,10 +143,12 @@ impl Device {
             }
         };
         let removal = Removal::new(&transport);
-        registers.control(Control::Activate)?;
-        match registers.error()? {
-            0 => {}
-            code => return Err(Error::Activate { code }),
+        if !quirks.stays_active || !registers.left_active()? {
+            registers.control(Control::Activate)?;
+            match registers.error()? {
+                0 => {}
+                code => return Err(Error::Activate { code }),
+            }
         }
         let channel = CommandChannel::new(
             registers.clone(),
@@ -241,6 +243,10 @@ impl Device {
         if let Some(old) = gids.get(&index).copied() {
             self.destroy_bind(index, old)?;
             gids.remove(&index);
+        } else if self.quirks.keeps_stale_objects {
+            // A driver that died may have bound the index. Bound anew without this, it would go on
+            // meaning that driver's GID.
+            let _ = self.destroy_bind(index, [0; 16]);
         }
         self.channel.execute(cmd::CreateBind {
             hdr: Default::default(),
@@ -338,6 +344,13 @@ impl Device {
     /// blocks on the device. The handle is the device's claim: compare it with those in use.
     pub fn next_notification(&self) -> Result<Option<u32>> {
         self.rings.next_notification()
+    }
+
+    /// Whether completion queues may ring POLL. Where doorbells are memory, completions show by
+    /// themselves, and the word is left to ARM.
+    pub(crate) fn rings_poll(&self) -> bool {
+        let may_meet = self.quirks.poll_excludes_interrupts && self.vectors.is_some();
+        !may_meet && !self.quirks.memory_doorbells
     }
 
     /// Drops all notifications, for those who poll on a device that notifies always.
@@ -457,8 +470,8 @@ impl Device {
     fn sweep(&self) {
         let hdr = Default::default;
         let handles = |limit: u32| 0..limit.min(SWEEP_LIMIT);
-        let mut found = 0u32;
-        let mut count = |result: Result<()>| found += u32::from(result.is_ok());
+        let mut taken = 0u32;
+        let mut count = |result: Result<()>| taken += u32::from(result.is_ok());
         for qp_handle in handles(self.limits.max_qp) {
             let request = cmd::DestroyQp { hdr: hdr(), qp_handle, reserved: 0 };
             count(self.channel.execute(request).map(drop));
@@ -479,7 +492,12 @@ impl Device {
             let request = cmd::DestroyPd { hdr: hdr(), pd_handle, reserved: 0 };
             count(self.channel.execute(request).map(drop));
         }
-        tracing::debug!(found, "swept the objects of earlier drivers");
+        for ctx_handle in handles(self.limits.max_uar) {
+            let request = cmd::DestroyUc { hdr: hdr(), ctx_handle, reserved: 0 };
+            count(self.channel.execute(request).map(drop));
+        }
+        // Some of these commands succeed whether the object was there or not.
+        tracing::debug!(taken, "swept the objects of earlier drivers");
     }
 }
 

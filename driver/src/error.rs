@@ -242,7 +242,10 @@ pub enum PostError {
         limit: u32,
     },
     /// The queue pair's type, or the device, does not have this operation.
-    #[error("{opcode:?} is not available on this queue pair: its type or the device lacks it")]
+    #[error(
+        "{opcode:?} is not available on this queue pair: datagrams have SEND alone, and some \
+         devices (QEMU's own) carry out only SEND, without immediate data"
+    )]
     OpcodeUnsupported {
         /// The operation.
         opcode: Opcode,

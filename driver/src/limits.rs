@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use holdfast_wire::completion::CQE_SIZE;
 use holdfast_wire::dsr::{ATOMIC_OP_COMP_SWAP, ATOMIC_OP_FETCH_ADD, Caps};
 use holdfast_wire::uar::{HANDLE_MASK, UAR_PAGE_SIZE};
 use holdfast_wire::{PAGE_SIZE, attr, pdir};
@@ -33,6 +34,8 @@ pub struct Limits {
     pub max_mr: u32,
     /// Bytes of a memory region.
     pub max_mr_size: u64,
+    /// 4 KiB pages of all memory regions together.
+    pub max_mr_pages: u32,
     /// Protection domains.
     pub max_pd: u32,
     /// Shared receive queues; 0 where there are none.
@@ -71,12 +74,13 @@ impl Limits {
             max_qp_wr: caps.max_qp_wr.min(MAX_DEPTH),
             max_sge: caps.max_sge.min(4096),
             max_cq: caps.max_cq.min(HANDLE_MASK),
-            max_cqe: caps.max_cqe.min(1 << 22),
+            max_cqe: caps.max_cqe.min(largest_cq(quirks.max_ring_pages)),
             max_mr: caps.max_mr,
             max_mr_size: match caps.max_mr_size {
                 0 => registrable,
                 size => size.min(registrable),
             },
+            max_mr_pages: quirks.max_registered_pages,
             max_pd: caps.max_pd,
             max_srq: caps.max_srq.min(HANDLE_MASK),
             max_srq_wr: caps.max_srq_wr.min(MAX_DEPTH),
@@ -102,6 +106,12 @@ impl Limits {
     }
 }
 
+/// Entries of the largest completion queue that fits so many pages, one of them for its state.
+fn largest_cq(pages: u32) -> u32 {
+    let entries = (pages.max(2) - 1) * (PAGE_SIZE / CQE_SIZE) as u32;
+    1 << entries.ilog2()
+}
+
 /// How many objects of a kind exist, against how many may.
 #[derive(Debug)]
 pub(crate) struct Counter {
@@ -110,9 +120,12 @@ pub(crate) struct Counter {
     used: Arc<AtomicU32>,
 }
 
-/// One of the objects counted; dropping it makes room for another.
+/// Objects that were counted; dropping it makes room for others.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<AtomicU32>);
+pub(crate) struct Permit {
+    count: u32,
+    used: Arc<AtomicU32>,
+}
 
 impl Counter {
     fn new(what: &'static str, limit: u32) -> Self {
@@ -120,14 +133,18 @@ impl Counter {
     }
 
     pub(crate) fn take(&self) -> Result<Permit> {
+        self.take_many(1)
+    }
+
+    pub(crate) fn take_many(&self, count: u32) -> Result<Permit> {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            (used < self.limit).then(|| used + 1)
+            used.checked_add(count).filter(|used| *used <= self.limit)
         });
         match taken {
-            Ok(_) => Ok(Permit(self.used.clone())),
+            Ok(_) => Ok(Permit { count, used: self.used.clone() }),
             Err(used) => Err(Error::Limit {
                 what: self.what,
-                asked: u64::from(used) + 1,
+                asked: u64::from(used) + u64::from(count),
                 limit: u64::from(self.limit),
             }),
         }
@@ -136,7 +153,7 @@ impl Counter {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.used.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
 
@@ -146,6 +163,7 @@ pub(crate) struct Counts {
     pub(crate) queue_pairs: Counter,
     pub(crate) completion_queues: Counter,
     pub(crate) memory_regions: Counter,
+    pub(crate) registered_pages: Counter,
     pub(crate) protection_domains: Counter,
     pub(crate) shared_receive_queues: Counter,
 }
@@ -156,6 +174,7 @@ impl Counts {
             queue_pairs: Counter::new("queue pairs", limits.max_qp),
             completion_queues: Counter::new("completion queues", limits.max_cq),
             memory_regions: Counter::new("memory regions", limits.max_mr),
+            registered_pages: Counter::new("pages of all memory regions", limits.max_mr_pages),
             protection_domains: Counter::new("protection domains", limits.max_pd),
             shared_receive_queues: Counter::new("shared receive queues", limits.max_srq),
         }

@@ -24,7 +24,7 @@ pub struct MemoryRegion {
     start: u64,
     length: u64,
     directory: Option<PageDirectory>,
-    _permit: Permit,
+    _permits: [Permit; 2],
 }
 
 impl std::fmt::Debug for MemoryRegion {
@@ -75,7 +75,10 @@ impl MemoryRegion {
                 why: "it carries out only SEND and RECV, and its remote keys mean nothing",
             });
         }
-        let permit = device.counts.memory_regions.take()?;
+        let permits = [
+            device.counts.memory_regions.take()?,
+            device.counts.registered_pages.take_many(pages.len() as u32)?,
+        ];
         let directory = PageDirectory::new(device.dma.as_ref(), pages)?;
         let created = device.channel.execute(cmd::CreateMr {
             hdr: Default::default(),
@@ -99,7 +102,7 @@ impl MemoryRegion {
             start,
             length,
             directory: Some(directory),
-            _permit: permit,
+            _permits: permits,
         })
     }
 

@@ -18,6 +18,16 @@ use crate::send::SendQueue;
 /// Queue pair numbers and packet sequence numbers have 24 bits.
 const BITS_24: u32 = 0x00ff_ffff;
 
+/// What a device with [`crate::Quirks::queries_few_attributes`] answers in the right place.
+const FEW: u32 = mask::STATE
+    | mask::CUR_STATE
+    | mask::PATH_MTU
+    | mask::QKEY
+    | mask::RQ_PSN
+    | mask::SQ_PSN
+    | mask::DEST_QPN
+    | mask::ACCESS_FLAGS;
+
 /// Attributes of the step to INIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Init {
@@ -260,7 +270,18 @@ impl QpControl {
     }
 
     /// Asks the device for the attributes named by `wanted` (`holdfast_wire::attr::mask`).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for those that [some devices](crate::Quirks::queries_few_attributes)
+    /// answer elsewhere in the structure.
     pub fn query(&self, wanted: u32) -> Result<QpAttr> {
+        if self.inner.device().quirks().queries_few_attributes && wanted & !FEW != 0 {
+            return Err(Error::Unsupported {
+                what: "tell these attributes of a queue pair",
+                why: "it answers in a layout of its own; ask for state, path MTU, queue key, \
+                      sequence numbers, the peer's number and access rights only",
+            });
+        }
         let request = cmd::QueryQp {
             hdr: Default::default(),
             qp_handle: self.inner.handle,

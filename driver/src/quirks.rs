@@ -21,19 +21,21 @@ pub struct Quirks {
     /// Every command is answered, destroying ones too, so that the driver can wait for all.
     /// Linux's driver does not wait for DESTROY_*, BIND and MODIFY_SRQ, and ESXi may not answer.
     pub answers_everything: bool,
-    /// Each send gives a completion, signalled or not. (QEMU.)
-    pub every_send_completes: bool,
     /// Only SEND and RECV are carried out; remote keys mean nothing. (QEMU.)
     pub sends_only: bool,
     /// Immediate data is dropped. (QEMU.)
     pub drops_immediate: bool,
-    /// The device overwrites the scatter/gather entries of posted requests. The driver writes
-    /// them anew each time, so this is for information. (QEMU.)
-    pub clobbers_sges: bool,
     /// RESET stalls the machine for seconds and frees nothing: never written. (QEMU.)
     pub reset_unusable: bool,
+    /// A device that is active stays so, and another ACTIVATE stalls the machine for seconds: not
+    /// written when ERR and CTL say that the last driver left it active. (QEMU.)
+    pub stays_active: bool,
     /// Moving a queue pair to ERR or RESET does nothing, and nothing is flushed. (QEMU.)
     pub never_flushes: bool,
+    /// QUERY_QP answers in another layout than the interface's, of which only the state, the MTU,
+    /// the keys, the sequence numbers, the peer's number and the access rights are at the same
+    /// places. (QEMU.)
+    pub queries_few_attributes: bool,
     /// Objects of a driver that died live on in the device; sweep them before use. (QEMU.)
     pub keeps_stale_objects: bool,
     /// Opcodes of MODIFY_SRQ and QUERY_SRQ are swapped. (QEMU.)
@@ -49,6 +51,12 @@ pub struct Quirks {
     pub aligned_regions_only: bool,
     /// The port's largest message is not to be believed. (QEMU says 1024 and takes more.)
     pub message_limit_unreliable: bool,
+    /// A POLL doorbell that meets an interrupt hangs the machine: the processor that rings holds a
+    /// lock that raising the interrupt needs. With interrupts on, POLL is never rung. (QEMU.)
+    pub poll_excludes_interrupts: bool,
+    /// Most pages of all regions together: the device maps each by itself, and beyond its
+    /// process's limit on mappings (65,530) it maps wrong ones and says nothing. (QEMU.)
+    pub max_registered_pages: u32,
     /// Most pages of one ring.
     pub max_ring_pages: u32,
     /// `max_uar` counts bytes. (QEMU.)
@@ -74,6 +82,8 @@ const QEMU_FW_VERSION: u64 = 14;
 const QEMU_MAX_UAR: u32 = 0x20_0000;
 /// Pages that QEMU 7.2's model accepts in a ring.
 const QEMU_MAX_RING_PAGES: u32 = 128;
+/// Pages that QEMU 7.2's process can map one by one, with room for its own mappings.
+const QEMU_MAX_REGISTERED_PAGES: u32 = 60_000;
 
 impl Quirks {
     /// A device that follows the interface as VMware wrote it, and of which no more is known.
@@ -83,12 +93,12 @@ impl Quirks {
             wake_word: false,
             inline_sends: false,
             answers_everything: false,
-            every_send_completes: false,
             sends_only: false,
             drops_immediate: false,
-            clobbers_sges: false,
             reset_unusable: false,
+            stays_active: false,
             never_flushes: false,
+            queries_few_attributes: false,
             keeps_stale_objects: false,
             srq_opcodes_swapped: false,
             srq_errors_name_qp_zero: false,
@@ -96,6 +106,8 @@ impl Quirks {
             notifies_always: false,
             aligned_regions_only: false,
             message_limit_unreliable: false,
+            poll_excludes_interrupts: false,
+            max_registered_pages: u32::MAX,
             max_ring_pages: pdir::ENTRIES as u32,
             uar_limit_in_bytes: false,
             poll_doorbell_interval: 64,
@@ -119,12 +131,12 @@ impl Quirks {
     const fn qemu() -> Self {
         Self {
             answers_everything: true,
-            every_send_completes: true,
             sends_only: true,
             drops_immediate: true,
-            clobbers_sges: true,
             reset_unusable: true,
+            stays_active: true,
             never_flushes: true,
+            queries_few_attributes: true,
             keeps_stale_objects: true,
             srq_opcodes_swapped: true,
             srq_errors_name_qp_zero: true,
@@ -132,6 +144,8 @@ impl Quirks {
             notifies_always: true,
             aligned_regions_only: true,
             message_limit_unreliable: true,
+            poll_excludes_interrupts: true,
+            max_registered_pages: QEMU_MAX_REGISTERED_PAGES,
             max_ring_pages: QEMU_MAX_RING_PAGES,
             uar_limit_in_bytes: true,
             // Each POLL is an exit from the virtual machine; its own thread polls as well.

@@ -108,6 +108,13 @@ impl Registers {
         self.write(regs::CTL, value, "writing CTL")
     }
 
+    /// Whether the last driver left an active device, as far as registers that keep what was
+    /// written tell: a command or ACTIVATE succeeded, and no RESET came after ACTIVATE.
+    pub(crate) fn left_active(&self) -> Result<bool> {
+        let reset = self.read(regs::CTL, "reading CTL")? == regs::CTL_RESET;
+        Ok(!reset && self.error()? == 0)
+    }
+
     /// Starts the command in the command slot.
     pub(crate) fn request(&self) -> Result<()> {
         self.write(regs::REQUEST, 0, "starting a command")

@@ -96,6 +96,54 @@ fn teardown_stops_the_device_and_frees_everything() {
 }
 
 #[test]
+fn a_device_that_stays_active_is_activated_once_and_again_after_a_reset() {
+    let activations = |fake: &Fake| {
+        let write = (regs::BAR_REGS, regs::CTL, regs::CTL_ACTIVATE);
+        fake.state().writes.iter().filter(|w| **w == write).count()
+    };
+    for (model, each, name) in [(Model::qemu(), 0, "qemu"), (Model::default(), 1, "ours")] {
+        let fake = Fake::new(model);
+        drop(fake.open().unwrap());
+        assert_eq!(activations(&fake), 1, "{name}: a fresh device");
+        drop(fake.open().unwrap());
+        assert_eq!(activations(&fake), 1 + each, "{name}: one that was left active");
+        // As Linux's driver leaves it.
+        fake.state().ctl = regs::CTL_RESET;
+        drop(fake.open().unwrap());
+        assert_eq!(activations(&fake), 2 + each, "{name}: one that was reset");
+    }
+}
+
+#[test]
+fn where_an_interrupt_could_meet_it_poll_is_never_rung() {
+    for (interrupts, rung) in [(Interrupts::Polling, true), (Interrupts::Eventfd, false)] {
+        let fake = Fake::new(Model::qemu());
+        let device = fake.open_with(Options { interrupts, ..Options::default() }).unwrap();
+        let uar = device.alloc_uar().unwrap();
+        let mut cq = device.create_cq(&uar, 64).unwrap();
+        let before = fake.state().doorbells;
+        let mut none = [];
+        for _ in 0..1000 {
+            cq.poll(&mut none).unwrap();
+        }
+        cq.poll_device();
+        assert_eq!(fake.state().doorbells > before, rung, "{interrupts:?}");
+    }
+}
+
+#[test]
+fn an_index_that_a_dead_driver_may_have_bound_is_unbound_first() {
+    for (model, first) in [(Model::qemu(), true), (Model::default(), false)] {
+        let fake = Fake::new(model);
+        let device = fake.open().unwrap();
+        let before = fake.state().log.len();
+        device.bind_gid(0, [3; 16]).unwrap();
+        let bound = if first { vec![Command::DestroyBind] } else { vec![] };
+        assert_eq!(fake.state().log[before..], [bound, vec![Command::CreateBind]].concat());
+    }
+}
+
+#[test]
 fn polling_touches_no_interrupt_and_eventfds_are_offered_on_request() {
     let imr = |fake: &Fake| {
         let state = fake.state();
@@ -309,7 +357,10 @@ fn events_and_notifications_come_in_order_and_nonsense_is_reported() {
 fn what_qemu_cannot_do_is_refused_before_it_sees_it() {
     let fake = Fake::new(Model::qemu());
     let device = fake.open().unwrap();
-    assert!(fake.state().log.contains(&Command::DestroyQp), "stale objects were swept");
+    use Command::*;
+    for command in [DestroyQp, DestroySrq, DestroyCq, DestroyMr, DestroyPd, DestroyUc] {
+        assert!(fake.state().log.contains(&command), "stale objects were swept: {command:?}");
+    }
     let uar = device.alloc_uar().unwrap();
     let pd = device.alloc_pd(&uar).unwrap();
     let cq = device.create_cq(&uar, 64).unwrap();
@@ -327,4 +378,23 @@ fn what_qemu_cannot_do_is_refused_before_it_sees_it() {
     assert!(matches!(error, Error::CqTooSmall { .. }), "{error:?}");
     let qp = device.create_qp(&pd, &uar, &QpConfig::new(QpType::Rc, 8), &cq, &cq).unwrap();
     assert!(matches!(error_of(qp.to_error()), Error::Unsupported { .. }));
+    assert!(matches!(error_of(qp.control.query(mask::TIMEOUT)), Error::Unsupported { .. }));
+    assert_eq!(qp.control.query_state().unwrap(), QpState::Reset);
+}
+
+#[test]
+fn regions_together_stay_within_what_qemus_process_can_map() {
+    let mut model = Model::qemu();
+    model.caps.max_mr_size = 1 << 27;
+    let fake = Fake::new(model);
+    let device = fake.open().unwrap();
+    let uar = device.alloc_uar().unwrap();
+    let pd = device.alloc_pd(&uar).unwrap();
+    let largest = vec![0u64; (1 << 27) / 4096];
+    let register = || device.register_mr(&pd, 0, 1 << 27, &largest, 1);
+    let first = register().unwrap();
+    let error = error_of(register());
+    assert!(matches!(error, Error::Limit { asked: 65_536, limit: 60_000, .. }), "{error:?}");
+    drop(first);
+    register().unwrap();
 }

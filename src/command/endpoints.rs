@@ -132,6 +132,8 @@ pub struct Shape {
     pub recv_depth: u32,
     /// Inline bytes wanted, if the device has them.
     pub inline: u32,
+    /// The operation that reaches into the peer's region; `None` for SEND.
+    pub one_sided: Option<&'static str>,
     /// Who guards the passive end's region; a DAX file is always guarded.
     pub guard: Option<Guard>,
 }
@@ -257,6 +259,14 @@ impl Session {
 
 impl End {
     fn new(device: Device, source: &Source, shape: &Shape) -> anyhow::Result<Self> {
+        if let (true, Some(operation)) = (device.sends_only(), shape.one_sided) {
+            anyhow::bail!(
+                "{} carries out only SEND and RECV, no RDMA WRITE, READ or atomics, so '{operation}' \
+                 cannot be measured on it: use 'holdfast bench send' or 'holdfast pingpong'",
+                device.address()
+            );
+        }
+        let access = if device.sends_only() { Access::LOCAL_WRITE } else { Access::ALL };
         let memory = Memory::open(source, shape.bytes, Populate::Yes)?;
         let pd = device.protection_domain()?;
         let guard = match &shape.guard {
@@ -265,8 +275,8 @@ impl End {
             _ => None,
         };
         let region = match guard {
-            Some(guard) => pd.register_guarded(memory, Access::ALL, &guard, Policy::FOLLOW)?,
-            None => pd.register(memory, Access::ALL)?,
+            Some(guard) => pd.register_guarded(memory, access, &guard, Policy::FOLLOW)?,
+            None => pd.register(memory, access)?,
         };
         let send_cq = device.completion_queue(shape.send_depth * shape.qps)?;
         let recv_cq = device.completion_queue(shape.recv_depth.max(1) * shape.qps)?;

@@ -81,6 +81,7 @@ pub fn run(options: &PingpongOptions) -> anyhow::Result<ExitCode> {
         send_depth: DEPTH,
         recv_depth: DEPTH,
         inline: 0,
+        one_sided: None,
         guard: None,
     };
     let mut session = Session::start(&options.endpoints, placement, &shape)?;

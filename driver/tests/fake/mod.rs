@@ -118,6 +118,7 @@ pub struct State {
     dsr_low: u32,
     pub region: Option<SharedRegion>,
     err: u32,
+    pub ctl: u32,
     pci_command: u16,
     pub qps: BTreeMap<u32, Qp>,
     pub cqs: BTreeMap<u32, Ring>,
@@ -149,7 +150,7 @@ impl Fake {
         Arc::new(Self {
             memory: HeapMemory::default(),
             model,
-            state: Mutex::default(),
+            state: Mutex::new(State { err: regs::ERR_NO_DSR, ..State::default() }),
             lie: Mutex::new(None),
             doorbells: fd,
         })
@@ -513,6 +514,7 @@ impl Transport for Fake {
             (REGION_CONFIG, 4) => state.pci_command.into(),
             (regs::BAR_REGS, regs::VERSION) => self.model.version,
             (regs::BAR_REGS, regs::ERR) => state.err,
+            (regs::BAR_REGS, regs::CTL) => state.ctl,
             (regs::BAR_REGS, regs::EXT_MAGIC) if self.model.extension.is_some() => {
                 regs::EXT_MAGIC_VALUE
             }
@@ -537,6 +539,12 @@ impl Transport for Fake {
                 self.load(&mut state, address);
             }
             (regs::BAR_REGS, regs::REQUEST) => self.execute(&mut state),
+            (regs::BAR_REGS, regs::CTL) => {
+                state.ctl = value;
+                if value == regs::CTL_ACTIVATE {
+                    state.err = 0;
+                }
+            }
             (regs::BAR_UAR, at) => {
                 state.doorbells += 1;
                 let handle = uar::handle(value);

@@ -133,6 +133,7 @@ fn shape(plan: &Plan, layout: Layout, region: &Source) -> Shape {
             (true, false) => 2 * plan.depth,
         },
         inline: if lat && plan.size <= INLINE { INLINE as u32 } else { 0 },
+        one_sided: (!sends).then(|| plan.op.name()),
         guard: None,
     }
 }

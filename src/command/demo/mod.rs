@@ -117,6 +117,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     }
     let guard = Guard::start(GuardOptions::default())?;
     let shape = Shape {
+        one_sided: Some("write"),
         purpose: "demo".to_owned(),
         bytes: size,
         region: Source::File { path: place.path.clone(), range: Some((0, size as u64)) },
