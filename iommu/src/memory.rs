@@ -1,8 +1,8 @@
 //! Memory with a file descriptor, so that every kind of domain can map it.
 //!
 //! It is a sealed memfd: its size can never change, so nobody who maps it can meet SIGBUS. The
-//! kernel backs it with 2 MiB pages when some are reserved (MFD_HUGETLB) and with ordinary pages
-//! otherwise. Devices write it behind Rust's back: it is reached by raw pointer only.
+//! kernel backs it with 2 MiB pages when some are reserved (MFD_HUGETLB), or when it can make some
+//! of ordinary ones (MADV_COLLAPSE, since Linux 6.1), and with ordinary pages otherwise. Devices write it behind Rust's back: it is reached by raw pointer only.
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
@@ -12,12 +12,44 @@ use std::ptr::NonNull;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::{Backing, Error, Piece, Result};
 
 const PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
+
+/// `madvise(2)`, since Linux 6.1; works whatever is configured for transparent huge pages.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// Maps and faults in all of a memfd; from 2 MiB on, at an address where a huge page can be.
+fn map_aligned(fd: &OwnedFd, len: NonZeroUsize) -> Result<NonNull<u8>, Errno> {
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let shared = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
+    if (len.get() as u64) < HUGE_PAGE {
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object; it
+        // is unmapped only by drop.
+        return unsafe { mmap(None, len, prot, shared, fd, 0) }.map(NonNull::cast);
+    }
+    let huge = HUGE_PAGE as usize;
+    let room = len.checked_add(huge).ok_or(Errno::ENOMEM)?;
+    // SAFETY: as above; what is reserved here is cut down to the mapping below.
+    unsafe {
+        let start = mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE)?;
+        let before = start.addr().get().next_multiple_of(huge) - start.addr().get();
+        let at = start.byte_add(before);
+        let fixed = shared | MapFlags::MAP_FIXED;
+        let mapped = mmap(Some(at.addr()), len, prot, fixed, fd, 0);
+        let unmap = |from, len| if len > 0 { munmap(from, len) } else { Ok(()) };
+        if mapped.is_err() {
+            munmap(start, room.get())?;
+            return mapped.map(NonNull::cast);
+        }
+        unmap(start, before)?;
+        unmap(at.byte_add(len.get()), huge - before)?;
+        mapped.map(NonNull::cast)
+    }
+}
 
 /// A memfd and its mapping here, zeroed when made, in place until drop.
 #[derive(Debug)]
@@ -47,6 +79,13 @@ impl SharedMemory {
         {
             return Ok(memory);
         }
+        let mut memory = Self::with_pages(len, false)?;
+        memory.huge = memory.collapse();
+        Ok(memory)
+    }
+
+    /// At least `len` bytes in ordinary pages: what mapping costs where there are no others.
+    pub fn of_ordinary_pages(len: u64) -> Result<Self> {
         Self::with_pages(len, false)
     }
 
@@ -71,12 +110,18 @@ impl SharedMemory {
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(fail("seal"))?;
 
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let map_flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object; it
-        // is unmapped only by drop.
-        let base = unsafe { mmap(None, length, prot, map_flags, &fd, 0) }.map_err(fail("map"))?;
-        Ok(Self { base: base.cast(), len: length.get(), fd, huge })
+        let base = map_aligned(&fd, length).map_err(fail("map"))?;
+        Ok(Self { base, len: length.get(), fd, huge })
+    }
+
+    /// Asks for 2 MiB pages in place of those there are; says whether all of it has them now.
+    fn collapse(&self) -> bool {
+        if !self.len().is_multiple_of(HUGE_PAGE) {
+            return false;
+        }
+        // SAFETY: the mapping is ours; this changes which pages hold its content, not the content.
+        let done = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, MADV_COLLAPSE) };
+        done == 0
     }
 
     /// Bytes: whole pages.
@@ -169,5 +214,28 @@ impl Drop for SharedMemory {
         if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
             tracing::error!(%errno, "shared memory could not be unmapped");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_whole_and_zeroed_whatever_its_pages() {
+        for len in [1, 4096, 3 << 20, 4 << 20] {
+            let memory = SharedMemory::new(len).unwrap();
+            assert!(memory.len() >= len);
+            assert!(!memory.is_huge() || memory.len().is_multiple_of(HUGE_PAGE));
+            if memory.len() >= HUGE_PAGE {
+                assert!(memory.as_ptr().addr().get().is_multiple_of(HUGE_PAGE as usize));
+            }
+            let last = memory.len() as usize - 1;
+            memory.write(last, &[7]);
+            let mut bytes = [1; 2];
+            memory.read(last - 1, &mut bytes);
+            assert_eq!(bytes, [0, 7]);
+        }
+        assert!(!SharedMemory::of_ordinary_pages(4 << 20).unwrap().is_huge());
     }
 }

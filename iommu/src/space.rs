@@ -99,6 +99,12 @@ impl AddressSpace {
         Ok(Scrap::new(SharedMemory::new(len.max(self.page))?, self.id, None))
     }
 
+    /// [`AddressSpace::scrap`] in ordinary pages, for measuring what they cost.
+    pub fn scrap_of_ordinary_pages(&self, len: u64) -> Result<Scrap> {
+        let memory = SharedMemory::of_ordinary_pages(len.max(self.page))?;
+        Ok(Scrap::new(memory, self.id, None))
+    }
+
     /// [`AddressSpace::scrap`] for the mappings that were assigned to `tenant`
     /// ([`Mapping::assign`]), and no others.
     pub fn scrap_for(&self, tenant: Tenant, len: u64) -> Result<Scrap> {

@@ -24,8 +24,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use holdfast_dax::{FileId, Pin};
 use holdfast_dax::notify::{Cause, Notice, NotifierKind};
+use holdfast_dax::{FileId, Pin};
 use holdfast_iommu::{Order, retarget_all};
 
 use super::event::{Event, EventKind, Part, RegionId, Timing};
@@ -258,11 +258,8 @@ impl State {
             match target.space.retarget(target.range, target.scrap) {
                 Ok(done) => {
                     let elapsed = self.why.at.elapsed();
-                    let timing = Timing {
-                        to_fence: elapsed,
-                        to_release: elapsed,
-                        window: done.window,
-                    };
+                    let timing =
+                        Timing { to_fence: elapsed, to_release: elapsed, window: done.window };
                     let why = &self.why;
                     publish(publisher, region, EventKind::Broken, part, why, Some(timing));
                 }
@@ -288,9 +285,10 @@ pub fn publish(
     why: &Why,
     timing: Option<Timing>,
 ) {
-    let named = why.range.as_ref().and_then(|range| {
-        Part::of_file(range, region.file_offset(), region.whole().len())
-    });
+    let named = why
+        .range
+        .as_ref()
+        .and_then(|range| Part::of_file(range, region.file_offset(), region.whole().len()));
     let at = match kind {
         EventKind::Breaking | EventKind::Broken => why.at,
         EventKind::Restored | EventKind::Lost => Instant::now(),

@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 use holdfast_dax::{Kind, allocated};
 
 use super::event::{EventKind, Part};
-use super::held::HeldPin;
 use super::file::{GuardedFile, Phase, State, publish};
-use super::guard::Shared;
+use super::held::HeldPin;
 use super::region::GuardedRegion;
+use super::shared::Shared;
 use crate::Result;
 
 /// How often a file that would not be held is tried again before its regions are given up.
@@ -33,11 +33,21 @@ const TRIES: u32 = 1000;
 /// Between two of them, at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// A file whose regions want back what is left of it.
+#[derive(Debug)]
+pub struct Follow {
+    /// The file.
+    pub file: Arc<GuardedFile>,
+    /// Not before this: the operation may not have begun yet.
+    pub not_before: Instant,
+}
+
 /// Restores files as they are handed over, until the guard is gone.
-pub fn run(shared: &Arc<Shared>, files: &Receiver<Arc<GuardedFile>>) {
+pub fn run(shared: &Arc<Shared>, files: &Receiver<Follow>) {
     loop {
         match files.recv_timeout(Duration::from_millis(200)) {
-            Ok(file) => {
+            Ok(Follow { file, not_before }) => {
+                std::thread::sleep(not_before.saturating_duration_since(Instant::now()));
                 follow(shared, &file);
             }
             Err(RecvTimeoutError::Timeout) if !shared.stopping() => {}
@@ -49,7 +59,7 @@ pub fn run(shared: &Arc<Shared>, files: &Receiver<Arc<GuardedFile>>) {
 /// Restores what can be restored of a file's regions that want it.
 fn follow(shared: &Shared, file: &GuardedFile) {
     let wants = |state: &State| -> Vec<Arc<GuardedRegion>> {
-        state.regions.iter().filter(|region| region.policy.follow).map(Arc::clone).collect()
+        state.regions.iter().filter(|region| region.wants_to_follow()).map(Arc::clone).collect()
     };
     for attempt in 0..TRIES {
         if shared.stopping() {
@@ -99,9 +109,10 @@ fn settle(
         present.push(present_parts(region)?);
     }
     let needs_pin = regions.iter().any(|region| region.needs_pin());
-    let anchor = regions.iter().zip(&present).find_map(|(region, parts)| {
-        parts.first().map(|part| region.file_offset() + part.start)
-    });
+    let anchor = regions
+        .iter()
+        .zip(&present)
+        .find_map(|(region, parts)| parts.first().map(|part| region.file_offset() + part.start));
     let pin = match anchor.filter(|_| needs_pin) {
         Some(offset) if file.lock().pin.is_none() => Some(file.pin(offset)?),
         _ => None,

@@ -6,37 +6,27 @@
 //! notifier misses is found by the next: the guard page of each pin is looked at as well, and the
 //! pin makes the file system wait however late everybody is.
 
-use std::collections::HashMap;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use holdfast_dax::notify::{
-    Notice, Notifiers, Options, Stage, Statement, Subject, WatchedFile,
-};
-use holdfast_dax::notify::{Cause, Probe};
-use holdfast_dax::{FileId, Memory};
+use holdfast_dax::Memory;
+use holdfast_dax::notify::{Notice, Options, Statement};
 use holdfast_iommu::Prot;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::event::RegionId;
-use super::held::HeldPin;
-use super::file::{Broke, GuardedFile, Phase, State, Why};
 use super::follow;
-use super::policy::{Policy, Reaction};
-use super::region::{self, GuardedRegion, Placement};
-use super::stream::{Events, Publisher};
+use super::policy::Policy;
+use super::region::{GuardedRegion, Placement};
+use super::shared::{FOLLOW_QUEUE, Handled, Shared};
+use super::stream::Events;
 use super::thread;
+use super::tie::Tie;
 use crate::device::DeviceInner;
 use crate::{Error, ProtectionDomain, Result};
 
-/// Files that may wait to be followed at a time.
-const FOLLOW_QUEUE: usize = 4096;
 /// How often a registration is tried while layout operations come in between.
 const REGISTER_TRIES: u32 = 200;
 
@@ -61,12 +51,7 @@ pub struct GuardOptions {
 
 impl Default for GuardOptions {
     fn default() -> Self {
-        Self {
-            cpu: None,
-            priority: None,
-            notifiers: Options::default(),
-            keeper: true,
-        }
+        Self { cpu: None, priority: None, notifiers: Options::default(), keeper: true }
     }
 }
 
@@ -83,29 +68,6 @@ struct Inner {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the guard's threads and its users share.
-pub struct Shared {
-    pub publisher: Publisher,
-    files: Mutex<HashMap<FileId, Arc<GuardedFile>>>,
-    notifiers: Mutex<Notifiers>,
-    to_follow: SyncSender<Arc<GuardedFile>>,
-    wake: EventFd,
-    /// Readable when `wake` or any notifier is.
-    ready: Epoll,
-    stop: AtomicBool,
-    regions: AtomicU64,
-    next_region: AtomicU64,
-    options: GuardOptions,
-}
-
-/// A region's tie to its guard; the region leaves it with [`Tie::take_down`].
-#[derive(Debug)]
-pub struct Tie {
-    guard: Guard,
-    file: Arc<GuardedFile>,
-    pub region: Arc<GuardedRegion>,
-}
-
 impl Guard {
     /// Brings up the notifiers that this machine allows, and the guard's threads.
     ///
@@ -113,29 +75,8 @@ impl Guard {
     /// When a thread could not be started. A notifier that cannot be had is not an error: see
     /// [`Guard::statement`].
     pub fn start(options: GuardOptions) -> Result<Self> {
-        let notifiers = Notifiers::available(&options.notifiers);
         let (to_follow, files) = sync_channel(FOLLOW_QUEUE);
-        let failed = |errno| Error::Guard(format!("cannot make an eventfd or epoll: {errno}"));
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let wake = wake.map_err(failed)?;
-        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-        let readable = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
-        ready.add(&wake, readable()).map_err(failed)?;
-        for fd in notifiers.in_force().map(|notifier| notifier.fd()) {
-            ready.add(fd, readable()).map_err(failed)?;
-        }
-        let shared = Arc::new(Shared {
-            publisher: Publisher::default(),
-            files: Mutex::new(HashMap::new()),
-            notifiers: Mutex::new(notifiers),
-            to_follow,
-            wake,
-            ready,
-            stop: AtomicBool::new(false),
-            regions: AtomicU64::new(0),
-            next_region: AtomicU64::new(1),
-            options,
-        });
+        let shared = Arc::new(Shared::new(options, to_follow)?);
         let mut inner = Inner { shared: Arc::clone(&shared), threads: Vec::new() };
         let follower = Arc::clone(&shared);
         inner.spawn("holdfast-follow", move || follow::run(&follower, &files))?;
@@ -151,7 +92,7 @@ impl Guard {
 
     /// Which notifiers are in force, what each sees and costs, and why the others are not.
     pub fn statement(&self) -> Statement {
-        lock(&self.inner.shared.notifiers).statement()
+        self.inner.shared.statement()
     }
 
     /// The application needs no more time for this region ([`Reaction::Hold`]). Never blocks on
@@ -167,6 +108,11 @@ impl Guard {
         }
     }
 
+    /// What its threads share with it.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
     /// Maps and guards memory. Blocks while a layout operation is under way.
     pub(crate) fn register(
         &self,
@@ -179,21 +125,19 @@ impl Guard {
         let shared = &self.inner.shared;
         let placement = Placement::of(memory.kind(), &device.space);
         let scrap = pd.scrap()?;
-        let id = RegionId(shared.next_region.fetch_add(1, Ordering::Relaxed));
+        let id = shared.next_region();
         let mut last = None;
         for attempt in 0..REGISTER_TRIES {
             let file = shared.file(&memory)?;
             match shared.try_map(&file, device, &memory, prot, placement) {
                 Ok(Some((mut state, mapping))) => {
                     mapping.assign(pd.tenant())?;
-                    let region =
-                        GuardedRegion::new(id, policy, memory, mapping, placement, scrap);
+                    let region = GuardedRegion::new(id, policy, memory, mapping, placement, scrap);
                     let region = Arc::new(region);
                     state.regions.push(Arc::clone(&region));
                     drop(state);
                     let file = Arc::clone(&file);
-                    let regions = shared.regions.fetch_add(1, Ordering::Relaxed) + 1;
-                    shared.publisher.expect_regions(regions as usize);
+                    shared.region_added();
                     return Ok(Tie { guard: self.clone(), file, region });
                 }
                 Ok(None) => {}
@@ -217,255 +161,6 @@ fn passes(error: &Error) -> bool {
     matches!(error, Error::Memory(holdfast_dax::Error::Absent { .. }))
 }
 
-impl Tie {
-    /// Takes the region out of the device's address space, and the pin away if nobody else needs
-    /// it. When this returns `Ok`, no access reaches the memory. On an error the pin stays.
-    pub fn take_down(&self) -> Result<()> {
-        let mut state = self.file.lock();
-        while state.restoring > 0 {
-            state = self.file.wait(state);
-        }
-        self.region.unmap()?;
-        self.leave(&mut state);
-        Ok(())
-    }
-
-    /// [`Tie::take_down`] of a region that the device's process has let go of.
-    pub fn leave_unmapped(&self) {
-        let mut state = self.file.lock();
-        while state.restoring > 0 {
-            state = self.file.wait(state);
-        }
-        self.leave(&mut state);
-    }
-
-    fn leave(&self, state: &mut MutexGuard<'_, State>) {
-        let shared = &self.guard.inner.shared;
-        state.regions.retain(|region| region.id != self.region.id);
-        shared.regions.fetch_sub(1, Ordering::Relaxed);
-        if !state.needs_pin()
-            && let Some(pin) = state.pin.take()
-        {
-            if let Err(error) = pin.release() {
-                tracing::error!(%error, "a layout pin could not be let go");
-            }
-            state.phase = Phase::Open;
-        }
-        shared.forget_if_empty(&self.file, state);
-    }
-
-    /// The region's memory, once [`Tie::take_down`] has worked.
-    pub fn into_memory(self) -> Result<Memory> {
-        let region = Arc::try_unwrap(self.region);
-        let region = region.map_err(|_| Error::Guard("the region is in use".to_owned()))?;
-        Ok(region.memory)
-    }
-}
-
-impl Shared {
-    /// Whether the guard ends.
-    pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-
-    fn wake(&self) {
-        let _ = self.wake.write(1);
-    }
-
-    fn files(&self) -> Vec<Arc<GuardedFile>> {
-        lock(&self.files).values().map(Arc::clone).collect()
-    }
-
-    fn find(&self, id: FileId) -> Option<Arc<GuardedFile>> {
-        lock(&self.files).get(&id).map(Arc::clone)
-    }
-
-    /// The file behind `memory`, watched.
-    fn file(&self, memory: &Memory) -> Result<Arc<GuardedFile>> {
-        let (Some(id), Some((fd, _))) = (memory.file_id(), memory.backing()) else {
-            return Err(Error::Guard(format!(
-                "{} has no file behind it: there is no layout to guard",
-                memory.source()
-            )));
-        };
-        let mut files = lock(&self.files);
-        if let Some(file) = files.get(&id) {
-            return Ok(Arc::clone(file));
-        }
-        let fd = fd
-            .try_clone_to_owned()
-            .map_err(|error| Error::Guard(format!("cannot keep {}: {error}", memory.source())))?;
-        let path = memory.path().map(Path::to_owned);
-        let file = Arc::new(GuardedFile::new(id, fd, path));
-        self.watch(&file, None);
-        files.insert(id, Arc::clone(&file));
-        Ok(file)
-    }
-
-    fn forget_if_unused(&self, file: &GuardedFile) {
-        self.forget_if_empty(file, &mut file.lock());
-    }
-
-    /// A file without regions is watched no more; who still holds it finds it so marked.
-    fn forget_if_empty(&self, file: &GuardedFile, state: &mut State) {
-        if !state.regions.is_empty() || state.forgotten {
-            return;
-        }
-        state.forgotten = true;
-        lock(&self.files).remove(&file.id);
-        lock(&self.notifiers).unwatch(file.id.into());
-    }
-
-    /// Has a file watched, anew if it was: with the sign of its new pin, and a new lease.
-    pub fn watch(&self, file: &GuardedFile, pin: Option<&Arc<HeldPin>>) {
-        let mut watched =
-            WatchedFile { id: file.id, fd: file.fd.as_fd(), path: file.path.as_deref(), probe: None };
-        watched.probe = pin.map(|pin| Arc::clone(pin) as Arc<dyn Probe>);
-        let (by, refusals) = lock(&self.notifiers).watch(&watched.into());
-        for error in refusals {
-            tracing::debug!(file = %file.id, %error, "a notifier does not watch this file");
-        }
-        tracing::debug!(file = %file.id, ?by, "watched");
-    }
-
-    /// Maps memory with the file held; `None` when a layout operation is under way.
-    fn try_map<'f>(
-        &self,
-        file: &'f GuardedFile,
-        device: &DeviceInner,
-        memory: &Memory,
-        prot: Prot,
-        placement: Placement,
-    ) -> Result<Option<(MutexGuard<'f, State>, holdfast_iommu::Mapping)>> {
-        let needs_pin = placement == Placement::Physical;
-        let mut pin = None;
-        if needs_pin {
-            memory.populate(0, memory.len() as u64)?;
-            if file.lock().pin.is_none() {
-                let (_, offset) = memory.backing().unwrap_or((file.fd.as_fd(), 0));
-                pin = Some(file.pin(offset)?);
-            }
-        }
-        let mut state = file.lock();
-        if state.forgotten || matches!(state.phase, Phase::Holding { .. }) {
-            return Ok(None);
-        }
-        if state.pin.is_none() && needs_pin || state.phase == Phase::Open {
-            if needs_pin && pin.is_none() {
-                return Ok(None);
-            }
-            follow::install(self, file, &mut state, pin)?;
-        }
-        let mapping = region::map(&device.space, memory, prot, placement)?;
-        Ok(Some((state, mapping)))
-    }
-
-    /// Hands a new pin to the keeper. When this returns `Ok`, the pin outlives this process.
-    pub fn keep(&self, _file: &GuardedFile, _pin: &HeldPin) -> Result<()> {
-        Ok(())
-    }
-
-    /// Deals with a notice, unless somebody else has the file.
-    fn handle(&self, notice: &Notice) -> Handled {
-        let Some(file) = notice.file().and_then(|id| self.find(id)) else {
-            return Handled::Done;
-        };
-        let Some(mut state) = file.try_lock() else { return Handled::Busy };
-        let why = Why::from(notice.clone());
-        if state.pin.is_none() && !state.needs_pin() {
-            return self.handle_unpinned(&file, &mut state, notice.stage, why);
-        }
-        match (notice.stage, state.phase) {
-            (Stage::Announced, _) => state.announce(why),
-            // What happened before the pin was taken is settled.
-            (Stage::Waiting, Phase::Held) if notice.at >= state.held_since => {
-                let broke = state.start_break(why, &self.publisher);
-                self.after(&file, &state, broke);
-            }
-            (Stage::Waiting, Phase::Open) => state.epoch += 1,
-            (Stage::Waiting | Stage::Done, _) => {}
-        }
-        Handled::Done
-    }
-
-    /// A file that nothing makes wait: what a notice names goes to scrap as soon as it is known.
-    fn handle_unpinned(
-        &self,
-        file: &Arc<GuardedFile>,
-        state: &mut State,
-        stage: Stage,
-        why: Why,
-    ) -> Handled {
-        match why.cause {
-            // No page goes; but what was lost beyond the end may be there again.
-            Cause::Grow { .. } | Cause::Allocate | Cause::Write => state.epoch += 1,
-            Cause::Unlink | Cause::Rename | Cause::Attributes | Cause::OpenedByOther => {}
-            _ => state.lose(why, &self.publisher),
-        }
-        if stage != Stage::Done {
-            self.allow(file.id);
-        }
-        self.follow(file, state);
-        Handled::Done
-    }
-
-    /// What is to be done after a break, or the first half of one.
-    fn after(&self, file: &Arc<GuardedFile>, state: &State, broke: Broke) {
-        if broke == Broke::Done {
-            file.changed();
-            self.allow(file.id);
-            self.follow(file, state);
-        }
-    }
-
-    fn allow(&self, id: FileId) {
-        lock(&self.notifiers).allow(Subject::File(id));
-    }
-
-    fn follow(&self, file: &Arc<GuardedFile>, state: &State) {
-        let wanted = state.regions.iter().any(|region| region.policy.follow);
-        if wanted && self.to_follow.try_send(Arc::clone(file)).is_err() {
-            tracing::error!(file = %file.id, "too many files to follow: this one stays on scrap");
-        }
-    }
-
-    /// Looks at the deadlines of files whose regions were given time. Says whether there are any.
-    fn look(&self, files: &mut Vec<Arc<GuardedFile>>) -> bool {
-        let mut any = false;
-        files.extend(lock(&self.files).values().map(Arc::clone));
-        for file in files.drain(..) {
-            let Some(mut state) = file.try_lock() else { continue };
-            let Phase::Holding { until } = state.phase else { continue };
-            any = true;
-            let ready = state.regions.iter().all(|region| {
-                !matches!(region.policy.reaction, Reaction::Hold { .. })
-                    || region.ready.load(Ordering::Acquire)
-            });
-            if ready || until <= Instant::now() {
-                for region in &state.regions {
-                    region.ready.store(false, Ordering::Release);
-                }
-                let broke = state.finish_break(&self.publisher);
-                self.after(&file, &state, broke);
-            }
-        }
-        any
-    }
-
-    /// Waits for a notifier, for a user, or for at most `period`.
-    fn wait(&self, period: Duration) {
-        let timeout = EpollTimeout::try_from(period).unwrap_or(EpollTimeout::from(1u8));
-        let _ = self.ready.wait(&mut [EpollEvent::empty()], timeout);
-        let _ = self.wake.read();
-    }
-}
-
-enum Handled {
-    Done,
-    /// Somebody else has the file: again, soon.
-    Busy,
-}
-
 fn run(shared: &Shared) {
     thread::prepare(shared.options.cpu, shared.options.priority);
     let mut notices: Vec<Notice> = Vec::with_capacity(1024);
@@ -474,9 +169,7 @@ fn run(shared: &Shared) {
     let mut period = IDLE;
     while !shared.stopping() {
         shared.wait(period);
-        if let Err(error) = lock(&shared.notifiers).collect(&mut |notice| notices.push(notice)) {
-            tracing::error!(%error, "a notifier failed; the others and the pins still hold");
-        }
+        shared.collect(&mut notices);
         for notice in deferred.drain(..).chain(notices.drain(..)) {
             if matches!(shared.handle(&notice), Handled::Busy) {
                 busy.push(notice);
@@ -485,12 +178,6 @@ fn run(shared: &Shared) {
         std::mem::swap(&mut busy, &mut deferred);
         let holding = shared.look(&mut files);
         period = if deferred.is_empty() && !holding { IDLE } else { SOON };
-    }
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Guard of {} regions", self.regions.load(Ordering::Relaxed))
     }
 }
 
@@ -505,15 +192,9 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake();
+        self.shared.stop();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is changed in single steps, so a panic elsewhere leaves it true.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

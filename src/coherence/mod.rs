@@ -21,13 +21,15 @@ mod guard;
 mod held;
 mod policy;
 mod region;
+mod shared;
 mod stream;
 mod thread;
+mod tie;
 
 pub use event::{Event, EventKind, Part, RegionId, Timing};
 pub use guard::{Guard, GuardOptions};
-pub(crate) use guard::Tie;
-pub(crate) use region::Placement;
 pub use holdfast_dax::notify::{Cause, NotifierKind, Options as NotifierOptions, Statement};
 pub use policy::{Policy, Reaction};
+pub(crate) use region::Placement;
 pub use stream::Events;
+pub(crate) use tie::Tie;

@@ -17,7 +17,7 @@ use holdfast_iommu::{
 };
 
 use super::event::{Part, RegionId};
-use super::policy::Policy;
+use super::policy::{Policy, Reaction};
 use crate::{Error, Result};
 
 /// How a region's memory is named to the owner of the address space.
@@ -204,6 +204,13 @@ impl GuardedRegion {
             lost.push(part);
         }
         !known
+    }
+
+    /// Whether its policy asks for what stands on scrap to be put back on the file, and something
+    /// does.
+    pub fn wants_to_follow(&self) -> bool {
+        let stays = self.policy.reaction == Reaction::Revoke;
+        self.policy.follow && !stays && !self.off_file().is_empty()
     }
 
     /// What is to be taken away for `part`, whole chunks; nothing of a region that was unmapped.

@@ -171,10 +171,8 @@ pub fn run(options: &WatchOptions) -> anyhow::Result<ExitCode> {
         eprintln!("{}", guard.statement());
         eprintln!("watching; Ctrl-C ends it");
     }
-    let names: HashMap<RegionId, &str> = watched
-        .iter()
-        .filter_map(|(name, region)| Some((region.id()?, name.as_str())))
-        .collect();
+    let names: HashMap<RegionId, &str> =
+        watched.iter().filter_map(|(name, region)| Some((region.id()?, name.as_str()))).collect();
     tell(options, &events, &names)?;
     for (name, region) in watched {
         region.deregister().with_context(|| format!("letting go of {name}"))?;
@@ -251,10 +249,8 @@ fn line<'a>(event: &Event, file: &'a str, started: Instant) -> Line<'a> {
 
 fn text(event: &Event, file: &str, started: Instant) -> String {
     let seconds = event.at.saturating_duration_since(started).as_secs_f64();
-    let mut text = format!(
-        "{seconds:10.6} {file}: {:<8} {} by {}",
-        event.kind, event.part, event.cause
-    );
+    let mut text =
+        format!("{seconds:10.6} {file}: {:<8} {} by {}", event.kind, event.part, event.cause);
     if let Some(named) = event.named {
         text += &format!(" of {named}");
     }

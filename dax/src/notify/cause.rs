@@ -79,6 +79,11 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Whether it takes nothing away: at most, there is more of the file afterwards.
+    pub fn only_adds(self) -> bool {
+        matches!(self, Self::Grow { .. } | Self::Allocate | Self::Write)
+    }
+
     /// Its name in tables and JSON.
     pub fn name(self) -> &'static str {
         match self {

@@ -17,14 +17,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tempfile::TempDir;
 
+use super::pingpong::{fill, is};
 use crate::command::clock::Clock;
 use crate::command::endpoints::{DeviceOptions, End, EndpointOptions, Session, Shape, wait_for};
 use crate::command::histogram::{Latencies, Percentiles, human_bytes, human_ns};
 use crate::command::machine::Machine;
-use super::pingpong::{fill, is};
-use moving::Moving;
 use crate::command::patience::Patience;
 use crate::command::{EXIT_FAILED, Usage, interrupt, parse, print};
+use moving::Moving;
 
 /// Bytes of one WRITE or READ: a page.
 const BLOCK: usize = 4096;
@@ -94,7 +94,8 @@ struct Outcome {
 impl Outcome {
     fn is_right(&self) -> bool {
         let moving = self.moving.as_ref();
-        self.errors == 0 && moving.is_some_and(|moving| moving.failed == 0 && moving.foreign_bytes == 0)
+        self.errors == 0
+            && moving.is_some_and(|moving| moving.failed == 0 && moving.foreign_bytes == 0)
     }
 }
 

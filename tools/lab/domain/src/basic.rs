@@ -116,7 +116,8 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
 
     for (pages, huge) in [("4 KiB", false), ("2 MiB", true)] {
         std::fs::write("/proc/sys/vm/nr_hugepages", if huge { "16" } else { "0" })?;
-        let memory = SharedMemory::new(8 * MIB)?;
+        let make = if huge { SharedMemory::new } else { SharedMemory::of_ordinary_pages };
+        let memory = make(8 * MIB)?;
         let mut times = Vec::new();
         report.check(&format!("8 MiB of {pages} pages are mapped, reached and unmapped"), || {
             ensure!(memory.is_huge() == huge, "the guest gave other pages");

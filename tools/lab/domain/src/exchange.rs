@@ -87,10 +87,11 @@ fn exchange(
     huge: bool,
     rounds: usize,
 ) -> Result<(Vec<Duration>, u64)> {
-    let memory = SharedMemory::new(len)?;
+    let make = if huge { SharedMemory::new } else { SharedMemory::of_ordinary_pages };
+    let memory = make(len)?;
     ensure!(memory.is_huge() == huge, "the guest gave other pages");
     let space = &bench.space;
-    let scrap = space.scrap(len)?;
+    let scrap = if huge { space.scrap(len)? } else { space.scrap_of_ordinary_pages(len)? };
     let mapping = space.map(memory.piece(), Prot::ReadWrite, None)?;
     let target = mapping.iova() + len / 2;
     let at = (len / 2) as usize;

@@ -1,0 +1,369 @@
+//! What the guard's threads and its users share: the files, the notifiers, and what is to be done
+//! when one of them tells of an operation.
+//!
+//! Locks are taken in this order: a file's state, the table of files, the notifiers. A notifier's
+//! news is collected first and dealt with afterwards, so none is held while another waits.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use holdfast_dax::notify::{
+    Cause, Notice, Notifiers, Probe, Stage, Statement, Subject, WatchedFile,
+};
+use holdfast_dax::{FileId, Memory, prove};
+use holdfast_iommu::{Mapping, Prot};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::event::RegionId;
+use super::file::{Broke, GuardedFile, Phase, State, Why};
+use super::follow::{self, Follow};
+use super::guard::GuardOptions;
+use super::held::HeldPin;
+use super::policy::Reaction;
+use super::region::{self, Placement};
+use super::stream::Publisher;
+use crate::device::DeviceInner;
+use crate::{Error, Result};
+
+/// Files that may wait to be followed at a time.
+pub const FOLLOW_QUEUE: usize = 4096;
+/// What was announced has begun, and holds the file's lock, after this.
+const ANNOUNCED: Duration = Duration::from_millis(5);
+
+/// What the guard's threads and its users share.
+pub struct Shared {
+    pub publisher: Publisher,
+    files: Mutex<HashMap<FileId, Arc<GuardedFile>>>,
+    notifiers: Mutex<Notifiers>,
+    to_follow: SyncSender<Follow>,
+    wake: EventFd,
+    /// Readable when `wake` or any notifier is.
+    ready: Epoll,
+    stop: AtomicBool,
+    regions: AtomicU64,
+    next_region: AtomicU64,
+    /// File systems, by device, of which it was shown that a pin holds there.
+    proven: Mutex<HashMap<u64, ()>>,
+    pub options: GuardOptions,
+}
+
+impl Shared {
+    /// Brings up the notifiers that this machine allows.
+    pub fn new(options: GuardOptions, to_follow: SyncSender<Follow>) -> Result<Self> {
+        let notifiers = Notifiers::available(&options.notifiers);
+        let failed = |errno| Error::Guard(format!("cannot make an eventfd or epoll: {errno}"));
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let wake = wake.map_err(failed)?;
+        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        let readable = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        ready.add(&wake, readable()).map_err(failed)?;
+        for fd in notifiers.in_force().map(|notifier| notifier.fd()) {
+            ready.add(fd, readable()).map_err(failed)?;
+        }
+        Ok(Self {
+            publisher: Publisher::default(),
+            files: Mutex::new(HashMap::new()),
+            notifiers: Mutex::new(notifiers),
+            to_follow,
+            wake,
+            ready,
+            stop: AtomicBool::new(false),
+            regions: AtomicU64::new(0),
+            next_region: AtomicU64::new(1),
+            proven: Mutex::new(HashMap::new()),
+            options,
+        })
+    }
+
+    /// What is in force, and what is not and why.
+    pub fn statement(&self) -> Statement {
+        lock(&self.notifiers).statement()
+    }
+
+    /// A number for a new region.
+    pub fn next_region(&self) -> RegionId {
+        RegionId(self.next_region.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// There is one more: its events need room.
+    pub fn region_added(&self) {
+        let regions = self.regions.fetch_add(1, Ordering::Relaxed) + 1;
+        self.publisher.expect_regions(regions as usize);
+    }
+
+    /// There is one fewer.
+    pub fn region_gone(&self) {
+        self.regions.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Ends both threads.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Takes the news of all notifiers.
+    pub fn collect(&self, notices: &mut Vec<Notice>) {
+        if let Err(error) = lock(&self.notifiers).collect(&mut |notice| notices.push(notice)) {
+            tracing::error!(%error, "a notifier failed; the others and the pins still hold");
+        }
+    }
+
+    /// Whether the guard ends.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Has the guard look again.
+    pub fn wake(&self) {
+        let _ = self.wake.write(1);
+    }
+
+    /// All files.
+    pub fn files(&self) -> Vec<Arc<GuardedFile>> {
+        lock(&self.files).values().map(Arc::clone).collect()
+    }
+
+    fn find(&self, id: FileId) -> Option<Arc<GuardedFile>> {
+        lock(&self.files).get(&id).map(Arc::clone)
+    }
+
+    /// The file behind `memory`, watched.
+    pub fn file(&self, memory: &Memory) -> Result<Arc<GuardedFile>> {
+        let (Some(id), Some((fd, _))) = (memory.file_id(), memory.backing()) else {
+            return Err(Error::Guard(format!(
+                "{} has no file behind it: there is no layout to guard",
+                memory.source()
+            )));
+        };
+        let mut files = lock(&self.files);
+        if let Some(file) = files.get(&id) {
+            return Ok(Arc::clone(file));
+        }
+        let fd = fd
+            .try_clone_to_owned()
+            .map_err(|error| Error::Guard(format!("cannot keep {}: {error}", memory.source())))?;
+        let path = memory.path().map(Path::to_owned);
+        let file = Arc::new(GuardedFile::new(id, fd, path));
+        self.watch(&file, None);
+        files.insert(id, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// [`Shared::forget_if_empty`], of a file that is not locked.
+    pub fn forget_if_unused(&self, file: &GuardedFile) {
+        self.forget_if_empty(file, &mut file.lock());
+    }
+
+    /// A file without regions is watched no more; who still holds it finds it so marked.
+    pub fn forget_if_empty(&self, file: &GuardedFile, state: &mut State) {
+        if !state.regions.is_empty() || state.forgotten {
+            return;
+        }
+        state.forgotten = true;
+        lock(&self.files).remove(&file.id);
+        lock(&self.notifiers).unwatch(file.id.into());
+    }
+
+    /// Has a file watched, anew if it was: with the sign of its new pin, and a new lease.
+    pub fn watch(&self, file: &GuardedFile, pin: Option<&Arc<HeldPin>>) {
+        let mut watched = WatchedFile {
+            id: file.id,
+            fd: file.fd.as_fd(),
+            path: file.path.as_deref(),
+            probe: None,
+        };
+        watched.probe = pin.map(|pin| Arc::clone(pin) as Arc<dyn Probe>);
+        let (by, refusals) = lock(&self.notifiers).watch(&watched.into());
+        for error in refusals {
+            tracing::debug!(file = %file.id, %error, "a notifier does not watch this file");
+        }
+        tracing::debug!(file = %file.id, ?by, "watched");
+    }
+
+    /// Maps memory with the file held; `None` when a layout operation is under way.
+    pub fn try_map<'f>(
+        &self,
+        file: &'f GuardedFile,
+        device: &DeviceInner,
+        memory: &Memory,
+        prot: Prot,
+        placement: Placement,
+    ) -> Result<Option<(MutexGuard<'f, State>, Mapping)>> {
+        let needs_pin = placement == Placement::Physical;
+        let mut pin = None;
+        if needs_pin {
+            self.prove(memory)?;
+            memory.populate(0, memory.len() as u64)?;
+            if file.lock().pin.is_none() {
+                let (_, offset) = memory.backing().unwrap_or((file.fd.as_fd(), 0));
+                pin = Some(file.pin(offset)?);
+            }
+        }
+        let mut state = file.lock();
+        if state.forgotten || matches!(state.phase, Phase::Holding { .. }) {
+            return Ok(None);
+        }
+        if state.pin.is_none() && needs_pin || state.phase == Phase::Open {
+            if needs_pin && pin.is_none() {
+                return Ok(None);
+            }
+            follow::install(self, file, &mut state, pin)?;
+        }
+        let mapping = region::map(&device.space, memory, prot, placement)?;
+        Ok(Some((state, mapping)))
+    }
+
+    /// Shows, once for each file system, that a pin holds there.
+    fn prove(&self, memory: &Memory) -> Result<()> {
+        let Some(id) = memory.file_id() else { return Ok(()) };
+        if lock(&self.proven).contains_key(&id.dev) {
+            return Ok(());
+        }
+        let folder = memory.path().and_then(Path::parent).unwrap_or(Path::new("."));
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let proof = prove(folder)?;
+        if proof.file_system.dev != id.dev {
+            return Err(Error::Guard(format!(
+                "{} is not on the file system of its folder {}: whether a layout pin holds there \
+                 cannot be shown; name it by the path it has on its own file system",
+                memory.source(),
+                folder.display()
+            )));
+        }
+        tracing::info!(%proof, "layout pins hold");
+        lock(&self.proven).insert(id.dev, ());
+        Ok(())
+    }
+
+    /// Hands a new pin to the keeper. When this returns `Ok`, the pin outlives this process.
+    pub fn keep(&self, _file: &GuardedFile, _pin: &HeldPin) -> Result<()> {
+        Ok(())
+    }
+
+    /// Deals with a notice, unless somebody else has the file.
+    pub fn handle(&self, notice: &Notice) -> Handled {
+        let Some(file) = notice.file().and_then(|id| self.find(id)) else {
+            return Handled::Done;
+        };
+        let Some(mut state) = file.try_lock() else { return Handled::Busy };
+        let why = Why::from(notice.clone());
+        if state.pin.is_none() && !state.needs_pin() {
+            return self.handle_unpinned(&file, &mut state, notice.stage, why);
+        }
+        match (notice.stage, state.phase) {
+            // Nothing moves; but what is lost may come back, as soon as that is over.
+            (Stage::Announced | Stage::Done, Phase::Held) if why.cause.only_adds() => {
+                let delay = if notice.stage == Stage::Done { Duration::ZERO } else { ANNOUNCED };
+                self.follow(&file, &state, delay);
+            }
+            (Stage::Announced, _) => state.announce(why),
+            // What happened before the pin was taken is settled.
+            (Stage::Waiting, Phase::Held) if notice.at >= state.held_since => {
+                let broke = state.start_break(why, &self.publisher);
+                self.after(&file, &state, broke);
+            }
+            (Stage::Waiting, Phase::Open) => state.epoch += 1,
+            (Stage::Waiting | Stage::Done, _) => {}
+        }
+        Handled::Done
+    }
+
+    /// A file that nothing makes wait: what a notice names goes to scrap as soon as it is known.
+    fn handle_unpinned(
+        &self,
+        file: &Arc<GuardedFile>,
+        state: &mut State,
+        stage: Stage,
+        why: Why,
+    ) -> Handled {
+        match why.cause {
+            // No page goes; but what was lost beyond the end may be there again.
+            cause if cause.only_adds() => state.epoch += 1,
+            Cause::Unlink | Cause::Rename | Cause::Attributes | Cause::OpenedByOther => {}
+            _ => state.lose(why, &self.publisher),
+        }
+        if stage != Stage::Done {
+            self.allow(file.id);
+        }
+        self.follow(file, state, Duration::ZERO);
+        Handled::Done
+    }
+
+    /// What is to be done after a break, or the first half of one.
+    fn after(&self, file: &Arc<GuardedFile>, state: &State, broke: Broke) {
+        if broke == Broke::Done {
+            file.changed();
+            self.allow(file.id);
+            self.follow(file, state, Duration::ZERO);
+        }
+    }
+
+    fn allow(&self, id: FileId) {
+        lock(&self.notifiers).allow(Subject::File(id));
+    }
+
+    /// Has what is left of a file put back behind its regions, after a while.
+    fn follow(&self, file: &Arc<GuardedFile>, state: &State, delay: Duration) {
+        let wanted = state.regions.iter().any(|region| region.wants_to_follow());
+        let follow = Follow { file: Arc::clone(file), not_before: Instant::now() + delay };
+        if wanted && self.to_follow.try_send(follow).is_err() {
+            tracing::error!(file = %file.id, "too many files to follow: this one stays on scrap");
+        }
+    }
+
+    /// Looks at the deadlines of files whose regions were given time. Says whether there are any.
+    pub fn look(&self, files: &mut Vec<Arc<GuardedFile>>) -> bool {
+        let mut any = false;
+        files.extend(lock(&self.files).values().map(Arc::clone));
+        for file in files.drain(..) {
+            let Some(mut state) = file.try_lock() else { continue };
+            let Phase::Holding { until } = state.phase else { continue };
+            any = true;
+            let ready = state.regions.iter().all(|region| {
+                !matches!(region.policy.reaction, Reaction::Hold { .. })
+                    || region.ready.load(Ordering::Acquire)
+            });
+            if ready || until <= Instant::now() {
+                for region in &state.regions {
+                    region.ready.store(false, Ordering::Release);
+                }
+                let broke = state.finish_break(&self.publisher);
+                self.after(&file, &state, broke);
+            }
+        }
+        any
+    }
+
+    /// Waits for a notifier, for a user, or for at most `period`.
+    pub fn wait(&self, period: Duration) {
+        let timeout = EpollTimeout::try_from(period).unwrap_or(EpollTimeout::from(1u8));
+        let _ = self.ready.wait(&mut [EpollEvent::empty()], timeout);
+        let _ = self.wake.read();
+    }
+}
+
+/// What became of a notice.
+pub enum Handled {
+    /// It was dealt with, or concerns nobody.
+    Done,
+    /// Somebody else has the file: again, soon.
+    Busy,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Guard of {} regions", self.regions.load(Ordering::Relaxed))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the locks guard is changed in single steps, so a panic elsewhere leaves it true.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
