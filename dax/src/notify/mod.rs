@@ -19,6 +19,7 @@
 mod cause;
 mod error;
 mod guard_page;
+mod inotify;
 mod kprobe;
 mod notice;
 mod notifier;
@@ -29,6 +30,7 @@ mod watched;
 pub use cause::Cause;
 pub use error::NotifyError;
 pub use guard_page::GuardPages;
+pub use inotify::Inotify;
 pub use kprobe::KprobeEvents;
 pub use notice::{MappingId, Notice, NotifierKind, Stage, Subject};
 pub use notifier::{Notifier, Terms};

@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{
-    GuardPages, KprobeEvents, Notice, Notifier, NotifierKind, NotifyError, Subject, Terms, Watched,
+    GuardPages, Inotify, KprobeEvents, Notice, Notifier, NotifierKind, NotifyError, Subject, Terms,
+    Watched,
 };
 
 /// Which notifiers to bring up, and how.
@@ -127,6 +128,7 @@ fn bring_up(kind: NotifierKind, options: &Options) -> Result<Box<dyn Notifier>, 
     Ok(match kind {
         NotifierKind::GuardPage => Box::new(GuardPages::new(options.guard_period)?),
         NotifierKind::Kprobe => Box::new(KprobeEvents::new()?),
+        NotifierKind::Inotify => Box::new(Inotify::new()?),
         _ => return Err(missing("not brought up yet")),
     })
 }

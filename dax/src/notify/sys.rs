@@ -1,8 +1,8 @@
 //! System calls that nix does not have, each under a safe signature.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -35,6 +35,41 @@ pub fn detached_mount(kind: &CStr) -> Result<OwnedFd, Errno> {
     descriptor(unsafe {
         libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, 0)
     })
+}
+
+/// A path that leads to what a descriptor is open on, whether it has a name or not.
+pub fn proc_path(fd: BorrowedFd<'_>) -> CString {
+    CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
+}
+
+/// Whether a file is accessed without the page cache (`STATX_ATTR_DAX`).
+pub fn is_dax(file: BorrowedFd<'_>) -> Result<bool, Errno> {
+    // SAFETY: all zeroes is a valid value of this plain structure.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: an empty path with AT_EMPTY_PATH is the descriptor itself; the kernel fills `found`.
+    Errno::result(unsafe {
+        let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_BASIC_STATS);
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, &mut found)
+    })?;
+    Ok(found.stx_attributes & libc::STATX_ATTR_DAX as u64 != 0)
+}
+
+/// `inotify_init1`, not blocking.
+pub fn inotify() -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only.
+    descriptor(unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) }.into())
+}
+
+/// `inotify_add_watch`: gives back the watch's number.
+pub fn inotify_add(inotify: BorrowedFd<'_>, path: &CStr, mask: u32) -> Result<i32, Errno> {
+    // SAFETY: a C string that is only read.
+    Errno::result(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) })
+}
+
+/// `inotify_rm_watch`.
+pub fn inotify_remove(inotify: BorrowedFd<'_>, watch: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::inotify_rm_watch(inotify.as_raw_fd(), watch) }).map(drop)
 }
 
 #[cfg(test)]

@@ -1,0 +1,218 @@
+//! What was known of a file, and what has become of it: size, number of names, and which ranges
+//! hold data.
+//!
+//! Holes are searched with `lseek` on a duplicate of the watched descriptor, whose position moves
+//! (a descriptor opened anew would stand in the way of a lease). On fs-dax files the search is left
+//! out: it takes the inode's lock, for which it would wait behind the operation that waits for us.
+
+use std::fs::File;
+use std::ops::Range;
+
+use nix::errno::Errno;
+use nix::fcntl::readlink;
+use nix::sys::stat::{FileStat, fstat};
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::unistd::{Whence, lseek};
+
+use crate::FileId;
+use crate::notify::{Cause, WatchedFile, sys};
+
+/// Most data ranges remembered. In a file that is more scattered, holes are not told from writes.
+const RANGES: usize = 1024;
+
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
+/// A file as it was last seen.
+#[derive(Debug)]
+pub struct State {
+    /// Which file.
+    pub id: FileId,
+    file: File,
+    /// Whether a file that got shorter can only have been truncated. On other file systems a range
+    /// may have been taken out of its middle (`FALLOC_FL_COLLAPSE_RANGE`), and nothing tells.
+    only_truncates: bool,
+    /// Whether the kernel does not tell of what is done by its descriptor: since 6.14, files
+    /// without a name (memfd) raise no event but for their size.
+    pub quiet: bool,
+    size: u64,
+    links: u64,
+    blocks: i64,
+    /// Ranges that hold data, in order; `None` when they are too many, or not searched for.
+    data: Option<Vec<Range<u64>>>,
+    /// Memory for the next look.
+    spare: Vec<Range<u64>>,
+}
+
+/// Whom to tell what was found.
+pub type Tell<'a> = &'a mut dyn FnMut(Cause, Option<Range<u64>>);
+
+impl State {
+    /// Takes a first look.
+    pub fn of(watched: &WatchedFile<'_>) -> Result<Self, Errno> {
+        let file = File::from(watched.fd.try_clone_to_owned().map_err(errno)?);
+        let fs = fstatfs(&file)?.filesystem_type();
+        let stat = fstat(&file)?;
+        let mut this = Self {
+            id: watched.id,
+            only_truncates: [TMPFS_MAGIC, HUGETLBFS_MAGIC, RAMFS_MAGIC].contains(&fs),
+            quiet: readlink(sys::proc_path(watched.fd).as_c_str())
+                .is_ok_and(|path| path.as_encoded_bytes().starts_with(b"/memfd:")),
+            size: stat.st_size as u64,
+            links: stat.st_nlink,
+            blocks: stat.st_blocks,
+            data: None,
+            spare: Vec::with_capacity(RANGES),
+            file,
+        };
+        // hugetlbfs has no holes to search for.
+        if fs != HUGETLBFS_MAGIC && !sys::is_dax(watched.fd)? {
+            let mut data = Vec::with_capacity(RANGES);
+            this.data = find_data(&this.file, this.size, &mut data)?.then_some(data);
+        }
+        Ok(this)
+    }
+
+    /// A descriptor to watch it by.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether a quiet file looks different: its size, or the number of its pages.
+    pub fn differs(&self) -> bool {
+        let differs =
+            |stat: FileStat| (stat.st_size as u64, stat.st_blocks) != (self.size, self.blocks);
+        self.quiet && fstat(&self.file).is_ok_and(differs)
+    }
+
+    /// Looks again and tells what is different. `modified`: its content was, or its size.
+    pub fn compare(&mut self, modified: bool, tell: Tell<'_>) -> Result<bool, Errno> {
+        let stat = fstat(&self.file)?;
+        let (size, links) = (stat.st_size as u64, stat.st_nlink);
+        let mut told = false;
+        let mut tell = |cause, range| {
+            told = true;
+            tell(cause, range);
+        };
+        if links < self.links {
+            tell(Cause::Unlink, None);
+        }
+        if size < self.size {
+            let range = self.only_truncates.then_some(size..self.size);
+            tell(Cause::Truncate { size }, range);
+        } else if size > self.size {
+            tell(Cause::Grow { size }, Some(self.size..size));
+        }
+        let common = size.min(self.size);
+        (self.size, self.links, self.blocks) = (size, links, stat.st_blocks);
+        if let Some(data) = &mut self.data
+            && modified
+        {
+            if !find_data(&self.file, size, &mut self.spare)? {
+                // From here on, a hole cannot be told from a write.
+                self.data = None;
+                tell(Cause::Unknown, None);
+                return Ok(true);
+            }
+            gone(data, &self.spare, common, &mut |range| tell(Cause::PunchHole, Some(range)));
+            std::mem::swap(data, &mut self.spare);
+        }
+        Ok(told)
+    }
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+/// Finds the ranges that hold data below `size`; false if there are more than [`RANGES`].
+fn find_data(file: &File, size: u64, found: &mut Vec<Range<u64>>) -> Result<bool, Errno> {
+    found.clear();
+    let mut at = 0;
+    while at < size {
+        let start = match lseek(file, at as i64, Whence::SeekData) {
+            Ok(start) => start as u64,
+            // No data from here on.
+            Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        let end = match lseek(file, start as i64, Whence::SeekHole) {
+            Ok(end) => end as u64,
+            // It was cut meanwhile; another event tells.
+            Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        if found.len() == RANGES {
+            return Ok(false);
+        }
+        found.push(start..end);
+        at = end.max(start + 1);
+    }
+    Ok(true)
+}
+
+/// Tells which parts below `end` were in `before` and are not in `now`; both are in order.
+fn gone(before: &[Range<u64>], now: &[Range<u64>], end: u64, tell: &mut dyn FnMut(Range<u64>)) {
+    let mut now = now.iter().peekable();
+    for was in before {
+        let mut at = was.start;
+        let stop = was.end.min(end);
+        while at < stop {
+            while now.next_if(|is| is.end <= at).is_some() {}
+            let (hole_end, next) = match now.peek() {
+                Some(is) if is.start < stop => (is.start, is.end),
+                _ => (stop, stop),
+            };
+            if at < hole_end {
+                tell(at..hole_end);
+            }
+            at = next;
+        }
+    }
+}
+
+#[cfg(test)]
+// Arrays of one range are meant.
+#[allow(clippy::single_range_in_vec_init)]
+mod tests {
+    use super::*;
+
+    fn gone_of(before: &[Range<u64>], now: &[Range<u64>], end: u64) -> Vec<Range<u64>> {
+        let mut found = Vec::new();
+        gone(before, now, end, &mut |range| found.push(range));
+        found
+    }
+
+    #[test]
+    fn what_is_gone_is_what_was_data_and_is_none() {
+        assert_eq!(gone_of(&[0..10], &[0..10], 10), []);
+        assert_eq!(gone_of(&[0..10], &[], 10), [0..10]);
+        assert_eq!(gone_of(&[0..10], &[0..3, 5..10], 10), [3..5]);
+        assert_eq!(gone_of(&[2..4, 6..10], &[0..3, 7..8], 9), [3..4, 6..7, 8..9]);
+        assert_eq!(gone_of(&[0..10], &[0..4], 4), []);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn gone_agrees_with_a_bitmap(before: u16, now: u16, end in 0u64..17) {
+            let ranges = |bits: u16| {
+                let mut out: Vec<Range<u64>> = Vec::new();
+                for at in (0..16).filter(|at| bits >> at & 1 == 1) {
+                    match out.last_mut() {
+                        Some(last) if last.end == at => last.end += 1,
+                        _ => out.push(at..at + 1),
+                    }
+                }
+                out
+            };
+            let mut bits = 0u32;
+            for range in gone_of(&ranges(before), &ranges(now), end) {
+                for at in range {
+                    bits |= 1 << at;
+                }
+            }
+            let expected = u32::from(before & !now) & ((1u32 << end) - 1);
+            proptest::prop_assert_eq!(bits, expected);
+        }
+    }
+}
