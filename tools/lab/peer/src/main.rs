@@ -7,6 +7,7 @@
 //! * `perftest` is the peer of an unmodified perftest ([`perftest`]).
 //! * `measure` times what perftest cannot: registration, the way from opening a device to the
 //!   first completion ([`measure`]), and both ends played by one thread ([`one_thread`]).
+//! * `qemu` checks Holdfast on the PVRDMA device that QEMU 7.2 has itself ([`qemu`]).
 //! * `table` sets the figures of both drivers side by side ([`table`]).
 
 mod end;
@@ -17,6 +18,7 @@ mod measure;
 mod one_thread;
 mod perftest;
 mod pingpong;
+mod qemu;
 mod report;
 mod table;
 mod verbs;
@@ -62,6 +64,8 @@ enum Verb {
         #[arg(long)]
         verbs: Vec<String>,
     },
+    /// Holdfast on the PVRDMA device that QEMU 7.2 has itself
+    Qemu(qemu::Options),
     /// Prints the IPv6 address of a NIC's GID, and the MAC address that belongs to it
     Gid {
         /// The NIC that Holdfast drives
@@ -107,6 +111,7 @@ fn run(verb: Verb) -> Result<bool> {
             println!("{}", serde_json::to_string_pretty(&figures)?);
             Ok(true)
         }
+        Verb::Qemu(options) => qemu::run(&options),
         Verb::Gid { device } => {
             let gid = Device::open(&device)?.gid();
             // The two halves of a modified EUI-64 (RFC 4291, appendix A), as Linux takes them.

@@ -16,6 +16,8 @@ use crate::cli::beside_us;
 
 /// The library's name in the folder of our programs.
 const LIBRARY: &str = "libholdfast_verbs.so";
+/// GIDs of each device besides the one of its MAC address: fd00:0::SLOT, fd00:1::SLOT, ...
+const EXTRA_GIDS: u32 = 4;
 
 /// The devices of a guest, by the slots they sit in.
 #[derive(Debug, Default)]
@@ -43,16 +45,21 @@ impl Pvrdma {
     }
 
     /// The library's settings: a NIC for each device, with the link-local GID of its vmxnet3's MAC
-    /// address, which is the one that drivers bind.
+    /// address, which is the one that drivers bind, and some more to play with.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         if self.0.is_empty() {
             return Vec::new();
         }
         let list =
             |entry: fn(&usize) -> String| self.0.iter().map(entry).collect::<Vec<_>>().join(",");
+        let gids = |slot: &usize| {
+            let own = format!("hf{slot}=fe80::5054:ff:fe00:{slot:x}");
+            let more = (0..EXTRA_GIDS).map(|n| format!("hf{slot}=fd00:{n:x}::{slot:x}"));
+            std::iter::once(own).chain(more).collect::<Vec<_>>().join(",")
+        };
         vec![
             ("HOLDFAST_VERBS_DEVICES", list(|slot| format!("hf{slot}"))),
-            ("HOLDFAST_VERBS_GIDS", list(|slot| format!("hf{slot}=fe80::5054:ff:fe00:{slot:x}"))),
+            ("HOLDFAST_VERBS_GIDS", list(gids)),
             ("HOLDFAST_VERBS_LOG", "1".to_owned()),
         ]
     }
@@ -92,7 +99,10 @@ mod tests {
         devices.add(0x1f);
         let environment = devices.environment();
         assert_eq!(environment[0].1, "hf16,hf31");
-        assert_eq!(environment[1].1, "hf16=fe80::5054:ff:fe00:10,hf31=fe80::5054:ff:fe00:1f");
+        let gids = &environment[1].1;
+        assert!(gids.starts_with("hf16=fe80::5054:ff:fe00:10,hf16=fd00:0::10,"), "{gids}");
+        assert!(gids.contains(",hf31=fe80::5054:ff:fe00:1f,hf31=fd00:0::1f,"), "{gids}");
+        assert_eq!(gids.split(',').count(), 10);
     }
 
     #[test]

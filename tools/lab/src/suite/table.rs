@@ -94,6 +94,7 @@ const TABLES: &[Entry] = &[
     ),
     ("judge", include_str!("../../suites/judge.toml"), include_str!("../../suites/judge.sh")),
     ("interop", include_str!("../../suites/interop.toml"), include_str!("../../suites/interop.sh")),
+    ("qemu72", include_str!("../../suites/qemu72.toml"), include_str!("../../suites/qemu72.sh")),
     ("compare", include_str!("../../suites/compare.toml"), include_str!("../../suites/compare.sh")),
 ];
 
