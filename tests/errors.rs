@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use holdfast::{
-    Access, Completion, CompletionQueue, DeregisterError, PostError, QueuePair, QueuePairOptions,
-    Remote, SendFlags, Status,
+    Access, Completion, CompletionQueue, Datagram, DeregisterError, PostError, QpType, QueuePair,
+    QueuePairOptions, Remote, SendFlags, Status,
 };
 use holdfast_driver as driver;
 use holdfast_wire::attr::QpState;
@@ -170,6 +170,88 @@ fn a_receive_into_memory_that_is_not_there_fails_on_both_sides() {
         pair.a.qp.ring_sends();
         assert_eq!(pair.a.completion().status, Status::RemoteOperation, "{setting:?}");
         assert_eq!(pair.b.completion().status, Status::LocalProtection, "{setting:?}");
+    }
+}
+
+/// An address in the device's address space at which nothing is mapped.
+const MAPPED_NOWHERE: u64 = 0x3f_ffff_f000;
+
+#[test]
+fn memory_that_is_mapped_nowhere_fails_the_request_that_needs_it() {
+    for setting in settings(&SETTINGS) {
+        let register = |side: &Side| {
+            let access =
+                holdfast_wire::attr::ACCESS_LOCAL_WRITE | holdfast_wire::attr::ACCESS_REMOTE_WRITE;
+            let pd = side.pd.driver();
+            pd.device().register_mr(pd, 0x10_0000, 4096, &[MAPPED_NOWHERE], access).unwrap()
+        };
+        let mut pair = Pair::new(setting, LEN);
+        let missing = register(&pair.a);
+        post_raw(&mut pair, Sge { addr: missing.start(), length: 64, lkey: missing.lkey() });
+        pair.a.qp.ring_sends();
+        assert_eq!(pair.a.completion().status, Status::LocalProtection, "{setting:?}");
+        drop(missing);
+        drop(pair);
+
+        let mut pair = Pair::new(setting, LEN);
+        let missing = register(&pair.b);
+        write_to(&mut pair, Remote { addr: missing.start(), rkey: missing.rkey() }, 64);
+        pair.a.qp.ring_sends();
+        assert_eq!(pair.a.completion().status, Status::RemoteOperation, "{setting:?}");
+        let event = pair.nics.b.next_event().unwrap().expect("an event at the responder");
+        assert_eq!(event.kind, EventKind::QpFatal, "{setting:?}");
+    }
+}
+
+#[test]
+fn a_read_on_a_connection_that_allows_none_is_refused_by_the_device() {
+    for setting in settings(&SETTINGS) {
+        let (nics, mut a, mut b) = unconnected(setting, LEN);
+        let rts = driver::ReadyToSend { sq_psn: 0, max_rd_atomic: 0, ..Default::default() };
+        connect_with(&mut a, &mut b, [nics.a.gid(), nics.b.gid()], rts);
+        let remote = b.at(0);
+        a.qp.read(9, &[a.region.slice(0, 64).unwrap()], remote, SIGNALED).unwrap();
+        a.qp.ring_sends();
+        assert_eq!(a.completion().status, Status::LocalQpOperation, "{setting:?}");
+    }
+}
+
+#[test]
+fn a_datagram_needs_the_right_queue_key_and_a_receive_that_is_long_enough() {
+    const QKEY: u32 = 0x1111_2222;
+    for setting in settings(&SETTINGS) {
+        let ud = QueuePairOptions { qp_type: QpType::Ud, qkey: QKEY, inline: 0, ..options() };
+        let nics = support::Nics::new(setting);
+        let mut a = Side::new(&nics.a, LEN, Access::ALL, &ud);
+        let mut b = Side::new(&nics.b, LEN, Access::ALL, &ud);
+        a.qp.start_datagrams().unwrap();
+        b.qp.start_datagrams().unwrap();
+        let path = driver::Path::new(nics.b.gid(), 0);
+        let handle = driver::AddressHandle::new(a.pd.driver(), &path).unwrap();
+        let send = |a: &mut Side, b: &mut Side, qkey: u32| {
+            let to = Datagram { to: &handle, qpn: b.qp.info().qpn, qkey };
+            let local = a.region.slice(0, 100).unwrap();
+            a.qp.send_datagram(6, &[local], to, SIGNALED).unwrap();
+            a.qp.ring_sends();
+            assert!(a.completion().is_success(), "nobody tells the sender");
+        };
+        // 40 bytes of it are for the GRH.
+        b.qp.receive(4, &[b.region.slice(0, 139).unwrap()]).unwrap();
+        b.qp.ring_receives();
+        for _ in 0..3 {
+            send(&mut a, &mut b, QKEY ^ 1);
+        }
+        expect_silence(&mut b.cq, Duration::from_millis(100));
+        // The route to another process may not be known yet: the first ones may be lost.
+        let failed = loop {
+            send(&mut a, &mut b, QKEY);
+            let mut out = [Completion::default()];
+            std::thread::sleep(Duration::from_millis(100));
+            if b.cq.poll(&mut out).unwrap() == 1 {
+                break out[0];
+            }
+        };
+        assert_eq!((failed.wr_id, failed.status), (4, Status::LocalLength), "{setting:?}");
     }
 }
 

@@ -199,6 +199,27 @@ fn memory_comes_back_when_the_nic_is_gone() {
 }
 
 #[test]
+fn an_unplugged_nic_is_missed_at_once_and_lets_go_of_everything() {
+    let served = Served::new(&[]);
+    let (at_a, at_b) = (open(&served.path("a")), open(&served.path("b")));
+    let a = Side::new(&at_a, 1 << 16, Access::ALL, &options());
+    let b = Side::new(&at_b, 1 << 16, Access::ALL, &options());
+    served.ask("unplug 1");
+    let start = Instant::now();
+    let error = at_b.protection_domain().expect_err("the device is gone");
+    assert!(start.elapsed() < Duration::from_secs(5), "{error}");
+    b.region.deregister().expect("the memory comes back");
+    let state = served.ask("state");
+    assert_eq!(
+        (&state["nics"][1]["mappings"], &state["nics"][1]["queue_pairs"]),
+        (&0.into(), &0.into())
+    );
+    assert_eq!(state["nics"][1]["connected"], false, "{state}");
+    assert_eq!(state["nics"][0]["queue_pairs"], 1, "the other one goes on: {state}");
+    drop(a);
+}
+
+#[test]
 fn a_nic_with_nothing_to_do_uses_no_processor() {
     let served = Served::new(&[]);
     let measure = |what: &str| {

@@ -86,6 +86,8 @@ const MAILBOX: usize = 1024;
 #[derive(Debug)]
 pub struct NicProcess {
     shutdown: Shutdown,
+    // Ends the serving of one NIC, for each with a socket.
+    unplug: Vec<Shutdown>,
     mail: Sender<Mail>,
     bell: Arc<Bell>,
     // One per NIC; locked by whoever serves a client of it.
@@ -119,6 +121,7 @@ impl NicProcess {
         }
 
         let shutdown = Shutdown::new()?;
+        let unplug = sockets.iter().map(|_| Shutdown::new()).collect::<Result<Vec<_>, _>>()?;
         let bell = Arc::new(Bell::new().map_err(Error::Bell)?);
         let (mail, mailbox) = bounded(MAILBOX);
         let mut processor = Processor::new(mailbox, bell.clone());
@@ -148,6 +151,7 @@ impl NicProcess {
         }
         let mut this = Self {
             shutdown,
+            unplug,
             mail,
             bell,
             backends,
@@ -204,11 +208,11 @@ impl NicProcess {
     }
 
     fn start_server(&self, nic: usize, listener: Listener) -> Result<(), Error> {
-        let (backend, shutdown) = (self.backends[nic].clone(), self.shutdown.clone());
+        let (backend, unplug) = (self.backends[nic].clone(), self.unplug[nic].clone());
         self.keep(spawn("nic-server", move || {
             let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
             let ended = |end| tracing::info!(nic, ?end, "client gone");
-            if let Err(error) = listener.serve(&mut *backend, &limits(), &shutdown, ended) {
+            if let Err(error) = listener.serve(&mut *backend, &limits(), &unplug, ended) {
                 tracing::error!(nic, %error, "no more clients are served");
             }
         })?);
@@ -231,11 +235,12 @@ impl NicProcess {
     }
 
     fn start_control(&self, listener: Listener) -> Result<(), Error> {
-        let shutdown = self.shutdown.clone();
+        let (shutdown, unplug) = (self.shutdown.clone(), self.unplug.clone().into());
         let (mail, bell) = (self.mail.clone(), self.bell.clone());
         self.keep(spawn("nic-control", move || {
             let ask: control::Ask = Arc::new(move || report(&mail, &bell));
-            if let Err(error) = control::serve(&listener, &ask, &shutdown) {
+            let subject = control::Subject { ask, unplug };
+            if let Err(error) = control::serve(&listener, &subject, &shutdown) {
                 tracing::error!(%error, "the control socket is no longer served");
             }
         })?);
@@ -294,6 +299,7 @@ impl NicProcess {
 
     fn stop(&mut self) {
         self.shutdown.trigger();
+        self.unplug.iter().for_each(Shutdown::trigger);
         let servers =
             std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
         for server in servers {

@@ -2,8 +2,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
 use holdfast_nic::{NicOptions, NicProcess};
+use holdfast_vfio::Device as _;
+use holdfast_vfio::user::UserDevice;
 use serde_json::Value;
 
 fn ask(stream: &UnixStream, line: &str) -> Value {
@@ -32,6 +35,31 @@ fn counters_are_one_json_object_per_line() {
     }
     process.shutdown();
     assert!(!control.exists(), "the socket is removed");
+}
+
+#[test]
+fn an_unplugged_nic_hangs_up_and_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let sockets = vec![path("0"), path("1")];
+    let control = Some(path("control"));
+    let process = NicProcess::start(NicOptions { sockets, control, ..Default::default() }).unwrap();
+    let connect = |name| UserDevice::connect(path(name));
+    let (first, second) = (connect("0").unwrap(), connect("1").unwrap());
+    let control = UnixStream::connect(path("control")).unwrap();
+    assert!(ask(&control, "unplug 2\n")["error"].is_string());
+    assert!(ask(&control, "unplug\n")["error"].is_string());
+    assert_eq!(ask(&control, "unplug 0\n")["unplugged"], "0");
+    // Its thread ends when it has finished the message it is at.
+    let start = Instant::now();
+    while path("0").exists() {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::yield_now();
+    }
+    assert!(first.read_u32(1, 0).is_err(), "its client was hung up on");
+    assert!(connect("0").is_err(), "and there is no way back");
+    assert_eq!(second.read_u32(1, 0).unwrap(), 20, "the other one's version");
+    process.shutdown();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The control socket: what the NICs counted, as JSON.
+//! The control socket: what the NICs counted, as JSON; and a way to take a NIC away.
 //!
 //! A client sends a line and gets one JSON object on a line of its own; `nc -U PATH` will do.
 //!
@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `counters` | everything the engine and the fronts counted, per NIC |
 //! | `state` | clients, queue pairs and mappings per NIC, and how the processor fares |
+//! | `unplug N` | NIC N is gone for good, as a card that was pulled: its client's connection ends |
 //!
 //! Anything else is answered with an object that has an `error`. Each client has a thread, at most
 //! [`MAX_CLIENTS`] at a time; one that is silent for a minute is dropped.
@@ -31,10 +32,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Asks the processor; `None` when it has ended.
 pub(crate) type Ask = Arc<dyn Fn() -> Option<Report> + Send + Sync>;
 
+/// What the control socket reaches.
+#[derive(Clone)]
+pub(crate) struct Subject {
+    /// Asks the processor.
+    pub ask: Ask,
+    /// Ends the serving of each NIC that has a socket.
+    pub unplug: Arc<[Shutdown]>,
+}
+
 /// Serves control clients until `shutdown` is triggered.
 pub(crate) fn serve(
     listener: &Listener,
-    ask: &Ask,
+    subject: &Subject,
     shutdown: &Shutdown,
 ) -> Result<(), ServerError> {
     let clients = Arc::new(AtomicUsize::new(0));
@@ -43,11 +53,11 @@ pub(crate) fn serve(
             clients.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let (ask, count) = (ask.clone(), clients.clone());
+        let (subject, count) = (subject.clone(), clients.clone());
         // Detached: it holds nothing but its socket, and ends with it or with its patience.
         let started =
             std::thread::Builder::new().name("nic-control-client".into()).spawn(move || {
-                if let Err(error) = converse(&stream, &ask) {
+                if let Err(error) = converse(&stream, &subject) {
                     tracing::debug!(%error, "a control client left");
                 }
                 count.fetch_sub(1, Ordering::Relaxed);
@@ -59,7 +69,7 @@ pub(crate) fn serve(
     Ok(())
 }
 
-fn converse(stream: &UnixStream, ask: &Ask) -> std::io::Result<()> {
+fn converse(stream: &UnixStream, subject: &Subject) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut input = BufReader::new(stream);
@@ -73,20 +83,30 @@ fn converse(stream: &UnixStream, ask: &Ask) -> std::io::Result<()> {
         if !line.ends_with('\n') && line.len() as u64 == MAX_LINE {
             return Err(std::io::ErrorKind::InvalidData.into());
         }
-        let mut answer = answer(line.trim(), ask).to_string();
+        let mut answer = answer(line.trim(), subject).to_string();
         answer.push('\n');
         output.write_all(answer.as_bytes())?;
     }
 }
 
-fn answer(request: &str, ask: &Ask) -> Value {
+fn answer(request: &str, subject: &Subject) -> Value {
+    if let Some(number) = request.strip_prefix("unplug ") {
+        let nic = number.parse().ok().and_then(|nic: usize| subject.unplug.get(nic));
+        return match nic {
+            Some(nic) => {
+                nic.trigger();
+                json!({ "unplugged": number })
+            }
+            None => json!({ "error": format!("no NIC {number}"), "nics": subject.unplug.len() }),
+        };
+    }
     match request {
-        "counters" | "state" => match ask() {
+        "counters" | "state" => match (subject.ask)() {
             None => json!({ "error": "the NIC's processor has ended" }),
             Some(report) if request == "counters" => json!(report),
             Some(report) => state(&report),
         },
-        _ => json!({ "error": "unknown request", "requests": ["counters", "state"] }),
+        _ => json!({ "error": "unknown request", "requests": ["counters", "state", "unplug N"] }),
     }
 }
 
