@@ -7,6 +7,7 @@
 mod console;
 mod job;
 mod nic;
+mod ports;
 mod pvrdma;
 mod qemu;
 mod rundir;

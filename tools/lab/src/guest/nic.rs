@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::QemuVersion;
+use super::ports;
 use super::pvrdma::{self, Pvrdma};
 use crate::process::{self, Guarded, Terminal};
 
@@ -20,6 +21,8 @@ use crate::process::{self, Guarded, Terminal};
 pub enum Nic {
     /// Our emulated NIC, in a process of its own, behind `vfio-user-pci`.
     Holdfast { vmxnet3: bool },
+    /// The same, alone behind a PCI Express port of its own, out of which it can be pulled.
+    Pluggable,
     /// A vfio-user device that someone else serves on a socket.
     Socket { path: PathBuf, vmxnet3: bool },
     /// The PVRDMA device that QEMU 7.2 has itself, at function 1 beside its vmxnet3.
@@ -33,13 +36,13 @@ pub enum Nic {
 /// How people write them.
 pub const SYNTAX: &str = "holdfast | socket=PATH | qemu-pvrdma | edu | iommu-testdev; the first \
                           two with +vmxnet3 to sit beside the Ethernet NIC that Linux's driver \
-                          wants";
+                          wants, the first with +port to be unplugged";
 
 impl Nic {
     /// The one QEMU that has it, if not both do.
     pub fn needs(&self) -> Option<QemuVersion> {
         match self {
-            Nic::Holdfast { .. } | Nic::Socket { .. } | Nic::IommuTestdev => {
+            Nic::Holdfast { .. } | Nic::Pluggable | Nic::Socket { .. } | Nic::IommuTestdev => {
                 Some(QemuVersion::V11_1)
             }
             Nic::QemuPvrdma => Some(QemuVersion::V7_2),
@@ -75,6 +78,7 @@ impl FromStr for Nic {
             Some(("socket", path)) if !path.is_empty() => {
                 Ok(Nic::Socket { path: path.into(), vmxnet3 })
             }
+            None if name == "holdfast+port" && !vmxnet3 => Ok(Nic::Pluggable),
             None if name == "holdfast" => Ok(Nic::Holdfast { vmxnet3 }),
             None if name == "qemu-pvrdma" && !vmxnet3 => Ok(Nic::QemuPvrdma),
             None if name == "edu" && !vmxnet3 => Ok(Nic::Edu),
@@ -135,6 +139,11 @@ pub fn attach(
                 arguments.extend(vfio_user(&socket, slot, *vmxnet3));
                 sockets.push(socket);
             }
+            Nic::Pluggable => {
+                let socket = folder.join(format!("nic{index}.sock"));
+                arguments.extend(ports::pluggable(&socket, index, slot));
+                sockets.push(socket);
+            }
             Nic::Socket { path, vmxnet3 } => {
                 let path = path.canonicalize().with_context(|| format!("no socket {path:?}"))?;
                 arguments.extend(vfio_user(&path, slot, *vmxnet3));
@@ -151,9 +160,19 @@ pub fn attach(
             }
         }
     }
+    if nics.contains(&Nic::Pluggable) {
+        arguments.extend(ports::monitor(folder));
+    }
+    // The control socket, unless the options name one.
+    let control = folder.join("control.sock");
+    let mut options = options.to_vec();
+    if !sockets.is_empty() && !options.iter().any(|option| option.starts_with("--control")) {
+        options.extend(["--control".to_owned(), control.display().to_string()]);
+        arguments.extend(ports::control(&control));
+    }
     let log = folder.join("nic.log");
     let server =
-        if sockets.is_empty() { None } else { Some(serve(holdfast, &sockets, options, &log)?) };
+        if sockets.is_empty() { None } else { Some(serve(holdfast, &sockets, &options, &log)?) };
     arguments.extend(pvrdma.arguments());
     let environment = pvrdma.environment();
     Ok(Attached { server, arguments, environment, preload: pvrdma.preload()? })
@@ -226,6 +245,8 @@ mod tests {
         for (text, nic) in [
             ("holdfast", Some(Nic::Holdfast { vmxnet3: false })),
             ("holdfast+vmxnet3", Some(Nic::Holdfast { vmxnet3: true })),
+            ("holdfast+port", Some(Nic::Pluggable)),
+            ("holdfast+port+vmxnet3", None),
             ("socket=/run/x.sock", Some(socket(false))),
             ("socket=/run/x.sock+vmxnet3", Some(socket(true))),
             ("edu", Some(Nic::Edu)),

@@ -5,6 +5,7 @@
 //! shows where it happened; a guest that dies or hangs adds the console's tail and what QEMU and
 //! the NIC said.
 
+mod end_to_end;
 mod table;
 mod verdict;
 
@@ -67,6 +68,9 @@ pub fn test(arguments: &TestArgs, debian: &Debian, run: &RunDir, holdfast: &Path
     }
     if !arguments.no_build {
         build()?;
+        if suites.iter().any(|(suite, _)| suite.needs.contains(&Need::EndToEnd)) {
+            end_to_end::build()?;
+        }
     }
     let mut verdicts = Vec::new();
     for (suite, rows) in &suites {
@@ -204,6 +208,7 @@ fn job(suite: &Suite, row: &Row, debian: &Debian, holdfast: &Path) -> Result<Job
                 job = job.file(holdfast, "bin/holdfast");
             }
             Need::LabDomain => job = job.file(beside_us("lab-domain")?, "bin/lab-domain"),
+            Need::EndToEnd => job = end_to_end::add(job)?,
             Need::LabPeer => job = job.file(beside_us("lab-peer")?, "bin/lab-peer"),
             Need::VmwPvrdma => {
                 job = job.file(debian.vmw_pvrdma(row.kernel)?, "vmw_pvrdma.ko");

@@ -59,6 +59,8 @@ pub struct Row {
 pub enum Need {
     /// The `holdfast` command.
     Holdfast,
+    /// The project's end-to-end tests, as programs.
+    EndToEnd,
     /// The checker of the IOMMU layer.
     LabDomain,
     /// The checker of Holdfast against Linux's driver.
