@@ -108,8 +108,10 @@ impl Drop for NicProcess {
 pub struct Nics {
     pub a: Device,
     pub b: Device,
+    /// Opens the first (0) or the second (1) with these options.
+    open: Box<dyn Fn(usize, &Options) -> Device>,
     pub processes: Vec<NicProcess>,
-    pub folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
     // Last: the next test may open the given devices when these are closed.
     turn: Option<MutexGuard<'static, ()>>,
 }
@@ -124,39 +126,47 @@ impl Nics {
 
     /// With options for the driver of the second.
     pub fn with(setting: Setting, options: &Options) -> Self {
-        match setting {
+        let (mut processes, mut folder, mut turn) = (Vec::new(), None, None);
+        let open: Box<dyn Fn(usize, &Options) -> Device> = match setting {
             Setting::OneProcess | Setting::OneProcessPolling => {
                 let poll = setting == Setting::OneProcessPolling;
-                let nics =
-                    EmulatedNic::start(EmulatedOptions { nics: 2, poll, ..Default::default() })
-                        .expect("emulated NICs start");
-                let a = nics.open(0).expect("an emulated NIC opens");
-                let b = nics.open_with(1, options.clone()).expect("an emulated NIC opens");
-                Self { a, b, processes: Vec::new(), folder: None, turn: None }
+                let nics = EmulatedOptions { nics: 2, poll, ..Default::default() };
+                let nics = EmulatedNic::start(nics).expect("emulated NICs start");
+                Box::new(move |number, options| {
+                    nics.open_with(number, options.clone()).expect("an emulated NIC opens")
+                })
             }
             Setting::TwoProcesses => {
-                let folder = tempfile::tempdir().expect("a temporary folder");
+                let folder = folder.insert(tempfile::tempdir().expect("a temporary folder"));
                 let path = |name: &str| folder.path().join(name).display().to_string();
-                let (a, b, link) = (path("a"), path("b"), path("link"));
-                let processes = vec![
-                    NicProcess::start(&["--socket", &a, "--link-listen", &link]),
-                    NicProcess::start(&["--socket", &b, "--link-connect", &link]),
+                let (sockets, link) = ([path("a"), path("b")], path("link"));
+                processes = vec![
+                    NicProcess::start(&["--socket", &sockets[0], "--link-listen", &link]),
+                    NicProcess::start(&["--socket", &sockets[1], "--link-connect", &link]),
                 ];
-                let (a, b) = (open(&a), open_with(&format!("vfio-user:{b}"), options));
-                Self { a, b, processes, folder: Some(folder), turn: None }
+                Box::new(move |number, options| {
+                    open_with(&format!("vfio-user:{}", sockets[number]), options)
+                })
             }
             Setting::Given => {
                 // A test that failed in its turn has closed its devices as it unwound.
-                let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+                turn = Some(TURN.lock().unwrap_or_else(PoisonError::into_inner));
                 let names = std::env::var(DEVICES).expect("the names of two devices");
-                let names: Vec<&str> = names.split_whitespace().collect();
-                let [a, b] = names[..] else {
-                    panic!("{DEVICES} must name two devices: {names:?}")
-                };
-                let (a, b) = (open_with(a, &Options::default()), open_with(b, options));
-                Self { a, b, processes: Vec::new(), folder: None, turn: Some(turn) }
+                let names: Vec<String> = names.split_whitespace().map(str::to_owned).collect();
+                assert_eq!(names.len(), 2, "{DEVICES} must name two devices: {names:?}");
+                Box::new(move |number, options| open_with(&names[number], options))
             }
-        }
+        };
+        let (a, b) = (open(0, &Options::default()), open(1, options));
+        Self { a, b, open, processes, folder, turn }
+    }
+
+    /// Closes both, if nothing else holds them, and opens them again.
+    pub fn reopened(self) -> Self {
+        let Self { a, b, open, processes, folder, turn } = self;
+        drop((a, b));
+        let (a, b) = (open(0, &Options::default()), open(1, &Options::default()));
+        Self { a, b, open, processes, folder, turn }
     }
 }
 
@@ -252,7 +262,11 @@ impl Pair {
         access: Access,
         options: &QueuePairOptions<'_>,
     ) -> Self {
-        let nics = Nics::new(setting);
+        Self::on(Nics::new(setting), len, access, options)
+    }
+
+    /// On NICs that are open already.
+    pub fn on(nics: Nics, len: usize, access: Access, options: &QueuePairOptions<'_>) -> Self {
         let mut a = Side::new(&nics.a, len, Access::ALL, options);
         let mut b = Side::new(&nics.b, len, access, options);
         QueuePair::connect_pair(&mut a.qp, &mut b.qp).expect("they connect");

@@ -44,6 +44,31 @@ bind_vfio() {
     done
 }
 
+# port NAME: the device of a virtio serial port, which ends at something outside of the guest.
+port() {
+    for port in /sys/class/virtio-ports/*; do
+        [ "$(cat "$port/name")" = "$1" ] && echo "/dev/${port##*/}"
+    done
+}
+
+# nic REQUEST: what the control socket of the emulated NICs answers.
+nic() {
+    device=$(port lab.nic)
+    timeout 20 sh -c 'exec 3<>"$1"; echo "$2" >&3; IFS= read -r answer <&3; echo "$answer"' \
+        - "$device" "$1"
+}
+
+# ends_within SECONDS PID: waits for a process; its exit status, or 124 if it does not end.
+ends_within() {
+    tries=$(($1 * 5))
+    while kill -0 "$2" 2>/dev/null; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || { echo "process $2 does not end"; kill -9 "$2"; return 124; }
+        sleep 0.2
+    done
+    wait "$2"
+}
+
 # await_port PID PORT: waits until somebody listens on a TCP port, at most until the process ends.
 await_port() {
     port=$(printf '%04X' "$2")

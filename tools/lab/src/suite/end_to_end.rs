@@ -1,6 +1,7 @@
 //! The project's end-to-end tests as programs for a guest: the same that `cargo test` runs against
 //! NICs of its own, told to use two PCI functions of the guest instead.
 
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,20 +14,22 @@ use crate::guest::Job;
 use crate::process::{Guarded, Terminal};
 
 /// Those that can use any two devices.
-const TESTS: [&str; 4] = ["opcodes", "errors", "interrupts", "many"];
+const TESTS: [&str; 5] = ["opcodes", "errors", "interrupts", "many", "reset"];
 
-/// Where a test's program is kept, whatever hash cargo puts into its name.
-fn program(test: &str) -> Result<PathBuf> {
-    beside_us(&format!("lab-test-{test}"))
+/// Where cargo's messages of the last build are kept: they say where the programs are.
+fn messages() -> Result<PathBuf> {
+    beside_us("lab-tests.json")
 }
 
 /// Puts them into the guest's PATH.
 pub fn add(mut job: Job) -> Result<Job> {
+    let path = messages()?;
+    let messages = fs::read_to_string(&path)
+        .with_context(|| format!("no {path:?}: run `cargo lab test` once without --no-build"))?;
     for test in TESTS {
-        let program = program(test)?;
-        program.metadata().with_context(|| {
-            format!("no {program:?}: run `cargo lab test` once without --no-build")
-        })?;
+        let program = messages.lines().find_map(|line| executable(line, test));
+        let program =
+            program.with_context(|| format!("cargo did not say where it built {test}"))?;
         job = job.file(program, format!("bin/test-{test}"));
     }
     Ok(job)
@@ -41,21 +44,14 @@ pub fn build() -> Result<()> {
     for test in TESTS {
         command.args(["--test", test]);
     }
-    let messages = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
-    command.stdin(Stdio::null()).stdout(messages.reopen()?);
+    let path = messages()?;
+    let messages = File::create(&path).with_context(|| format!("cannot write {path:?}"))?;
+    command.stdin(Stdio::null()).stdout(messages);
     let status = Guarded::spawn(&mut command, Terminal::Own)?
         .named("cargo test --no-run")
         .wait(Duration::from_secs(3600))?;
     if !status.success() {
         bail!("cargo test --no-run of the end-to-end tests failed");
-    }
-    let messages = std::fs::read_to_string(messages.path())?;
-    for test in TESTS {
-        let built = messages.lines().find_map(|line| executable(line, test));
-        let built = built.with_context(|| format!("cargo did not say where it built {test}"))?;
-        let kept = program(test)?;
-        std::fs::copy(&built, &kept)
-            .with_context(|| format!("cannot copy {built:?} to {kept:?}"))?;
     }
     Ok(())
 }
