@@ -31,7 +31,7 @@ one=$1 two=$2
 [ -n "$two" ] || { dmesg | grep -i -E 'pvrdma|vmxnet3' | tail -n 20; exit 1; }
 check "Linux: write lat" perftest write_lat ib_write_lat "-s 8 -n 2000 -I 0"
 check "Linux: send lat" perftest send_lat ib_send_lat "-s 8 -n 2000 -I 0"
-check "Linux: write bw" perftest write_bw ib_write_bw "-s 65536 -n 2000 --report_gbits"
+check "Linux: write bw" perftest write_bw ib_write_bw "-s 65536 -n 2000 -Q 1 --report_gbits"
 check "Linux: write rate" perftest write_rate ib_write_bw "-s 8 -n 32000 -l 32 --report_gbits"
 check "Linux: one thread, registration, control path" sh -c "lab-peer measure --verbs $one --verbs $two >$raw/linux.json"
 check "rmmod vmw_pvrdma" rmmod vmw_pvrdma

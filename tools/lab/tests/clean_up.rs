@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -19,6 +20,10 @@ const RUNNING: [&str; 4] = ["qemu-system-x86_64", "holdfast nic", "mount in", "s
 fn assert_clean(lab: &Lab, after: &str) {
     let left = lab.left();
     assert!(left.is_empty(), "after {after} there is still:\n{}", left.join("\n"));
+}
+
+fn is_nic(trace: &str) -> bool {
+    trace.starts_with("process") && trace.contains("holdfast nic")
 }
 
 fn text(output: &Output) -> String {
@@ -76,10 +81,19 @@ fn a_suite_that_fails_leaves_nothing() {
         &format!("#!/bin/sh\n[ $1 = nic ] || exit 1\nexec {} \"$@\"\n", real.display()),
     );
     let mut command = lab.command();
-    command.arg("--holdfast").arg(&broken);
-    let output = command.args(["test", "vfio-user", "--kernel", "7.3"]).output().unwrap();
+    command.arg("--holdfast").arg(&broken).args(["test", "vfio-user", "--kernel", "6.1"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        let traces = lab.traces();
+        most = most.max(traces.iter().filter(|trace| is_nic(trace)).count());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("FAIL bind gives the whole group"), "{}", text(&output));
+    let failures = text(&output).matches("FAIL bind gives the whole group").count();
+    assert_eq!(failures, 2, "two rows: {}", text(&output));
+    assert_eq!(most, 1, "the NIC of a row must be gone before the next row has its own");
     assert_clean(&lab, "a suite's failure");
 }
 

@@ -12,6 +12,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// Marks the processes; its value is the cache folder.
 const MARK: &str = "HOLDFAST_LAB_TEST";
 
@@ -77,19 +80,14 @@ impl Lab {
         let path = self.root.to_str().unwrap();
         let mark = format!("{MARK}={path}\0");
         let mut found = Vec::new();
-        for process in fs::read_dir("/proc").unwrap().flatten() {
-            let name = process.file_name().to_string_lossy().into_owned();
-            if name.parse::<u32>().is_err() {
-                continue;
-            }
-            let read = |file: &str| fs::read(process.path().join(file)).unwrap_or_default();
+        for process in processes() {
+            let read = |file: &str| read_of(process, file);
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
-            let marked = contains(&read("environ"), mark.as_bytes());
-            if marked {
-                found.push(format!("process {name}: {command}"));
+            if contains(&read("environ"), mark.as_bytes()) {
+                found.push(format!("process {process}: {command}"));
             }
             if contains(&read("mountinfo"), path.as_bytes()) {
-                found.push(format!("mount in the namespace of {name}: {command}"));
+                found.push(format!("mount in the namespace of {process}: {command}"));
             }
         }
         let sockets = fs::read_to_string("/proc/net/unix").unwrap();
@@ -123,6 +121,11 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        // A test that failed should leave nothing either.
+        let mark = format!("{MARK}={}\0", self.root.display());
+        for process in processes().filter(|p| contains(&read_of(*p, "environ"), mark.as_bytes())) {
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
         // The link goes, not what it leads to.
         let _ = fs::remove_dir_all(&self.root);
     }
@@ -132,6 +135,16 @@ impl Drop for Lab {
 pub fn script(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// A file of a process; nothing if it is gone.
+fn read_of(process: i32, file: &str) -> Vec<u8> {
+    fs::read(format!("/proc/{process}/{file}")).unwrap_or_default()
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
