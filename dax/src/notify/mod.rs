@@ -18,6 +18,7 @@
 
 mod cause;
 mod error;
+mod fanotify;
 mod guard_page;
 mod inotify;
 mod kprobe;
@@ -29,6 +30,7 @@ mod watched;
 
 pub use cause::Cause;
 pub use error::NotifyError;
+pub use fanotify::Fanotify;
 pub use guard_page::GuardPages;
 pub use inotify::Inotify;
 pub use kprobe::KprobeEvents;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{
-    GuardPages, Inotify, KprobeEvents, Notice, Notifier, NotifierKind, NotifyError, Subject, Terms,
-    Watched,
+    Fanotify, GuardPages, Inotify, KprobeEvents, Notice, Notifier, NotifierKind, NotifyError,
+    Subject, Terms, Watched,
 };
 
 /// Which notifiers to bring up, and how.
@@ -15,11 +15,18 @@ pub struct Options {
     pub kinds: Vec<NotifierKind>,
     /// How often guard pages are looked at.
     pub guard_period: Duration,
+    /// How long notifiers that hold operations themselves (fanotify) do so when nobody allows
+    /// them.
+    pub hold_at_most: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { kinds: NotifierKind::ALL.to_vec(), guard_period: Duration::from_millis(1) }
+        Self {
+            kinds: NotifierKind::ALL.to_vec(),
+            guard_period: Duration::from_millis(1),
+            hold_at_most: Duration::from_secs(5),
+        }
     }
 }
 
@@ -129,6 +136,7 @@ fn bring_up(kind: NotifierKind, options: &Options) -> Result<Box<dyn Notifier>, 
         NotifierKind::GuardPage => Box::new(GuardPages::new(options.guard_period)?),
         NotifierKind::Kprobe => Box::new(KprobeEvents::new()?),
         NotifierKind::Inotify => Box::new(Inotify::new()?),
+        NotifierKind::Fanotify => Box::new(Fanotify::new(options.hold_at_most)?),
         _ => return Err(missing("not brought up yet")),
     })
 }

@@ -72,6 +72,33 @@ pub fn inotify_remove(inotify: BorrowedFd<'_>, watch: i32) -> Result<(), Errno> 
     Errno::result(unsafe { libc::inotify_rm_watch(inotify.as_raw_fd(), watch) }).map(drop)
 }
 
+/// `fanotify_init`.
+pub fn fanotify(flags: u32, event_flags: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only.
+    descriptor(unsafe { libc::fanotify_init(flags, event_flags as u32) }.into())
+}
+
+/// `fanotify_mark` on the file of a descriptor.
+pub fn fanotify_mark(
+    fanotify: BorrowedFd<'_>,
+    flags: u32,
+    mask: u64,
+    file: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    // SAFETY: without a path, the mark is on the descriptor itself.
+    Errno::result(unsafe {
+        let file = file.as_raw_fd();
+        libc::fanotify_mark(fanotify.as_raw_fd(), flags, mask, file, std::ptr::null())
+    })
+    .map(drop)
+}
+
+/// The descriptor that an event brought, which is ours from now on; `None` for a negative one.
+pub fn received(fd: i32) -> Option<OwnedFd> {
+    // SAFETY: the kernel installed it for the reader of the event, and each event is parsed once.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -295,9 +295,9 @@ impl Notifier for KprobeEvents {
         let absent: Vec<_> = self
             .absent
             .iter()
-            .map(|(probe, absent)| match absent {
-                Absent::Unloaded => format!("{} (module not loaded)", probe.function),
-                Absent::Failed(why) => format!("{} ({why})", probe.function),
+            .filter_map(|(probe, absent)| match absent {
+                Absent::Unloaded => None,
+                Absent::Failed(why) => Some(format!("{} ({why})", probe.function)),
             })
             .collect();
         let without = match absent.is_empty() {
