@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{
-    Fanotify, GuardPages, Inotify, KprobeEvents, Notice, Notifier, NotifierKind, NotifyError,
-    Subject, Terms, Watched,
+    Fanotify, GuardPages, Hold, Inotify, KprobeEvents, Leases, Notice, Notifier, NotifierKind,
+    NotifyError, Subject, Terms, Watched,
 };
 
 /// Which notifiers to bring up, and how.
@@ -18,6 +18,8 @@ pub struct Options {
     /// How long notifiers that hold operations themselves (fanotify) do so when nobody allows
     /// them.
     pub hold_at_most: Duration,
+    /// Lease or delegation.
+    pub hold: Hold,
 }
 
 impl Default for Options {
@@ -26,6 +28,7 @@ impl Default for Options {
             kinds: NotifierKind::ALL.to_vec(),
             guard_period: Duration::from_millis(1),
             hold_at_most: Duration::from_secs(5),
+            hold: Hold::default(),
         }
     }
 }
@@ -82,6 +85,18 @@ impl Notifiers {
     pub fn watch(&mut self, watched: &Watched<'_>) -> (Vec<NotifierKind>, Vec<NotifyError>) {
         let (mut by, mut refusals) = (Vec::new(), Vec::new());
         for notifier in &mut self.in_force {
+            // Each of its events opens the file, which breaks a lease and waits for it. A lease is
+            // tried first: it is also what closes the door to swaps of extents.
+            if notifier.kind() == NotifierKind::Fanotify && by.contains(&NotifierKind::Lease) {
+                refusals.push(NotifyError::Unsuited {
+                    notifier: NotifierKind::Fanotify,
+                    what: watched.subject().to_string(),
+                    reason: "it has a lease, which fanotify's own descriptors would break",
+                    errno: None,
+                });
+                notifier.unwatch(watched.subject());
+                continue;
+            }
             match notifier.watch(watched) {
                 Ok(()) => by.push(notifier.kind()),
                 Err(error) => refusals.push(error),
@@ -137,6 +152,7 @@ fn bring_up(kind: NotifierKind, options: &Options) -> Result<Box<dyn Notifier>, 
         NotifierKind::Kprobe => Box::new(KprobeEvents::new()?),
         NotifierKind::Inotify => Box::new(Inotify::new()?),
         NotifierKind::Fanotify => Box::new(Fanotify::new(options.hold_at_most)?),
+        NotifierKind::Lease => Box::new(Leases::new(options.hold)?),
         _ => return Err(missing("not brought up yet")),
     })
 }

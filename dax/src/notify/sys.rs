@@ -6,6 +6,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
+/// `F_SETSIG` and `F_SETOWN_EX` of asm-generic/fcntl.h, `F_SETDELEG` of linux/fcntl.h.
+const F_SETSIG: i32 = 10;
+const F_SETOWN_EX: i32 = 15;
+const F_SETDELEG: i32 = 1024 + 16;
+
 /// A descriptor that a raw system call returned.
 fn descriptor(ret: libc::c_long) -> Result<OwnedFd, Errno> {
     let fd = Errno::result(ret)? as i32;
@@ -97,6 +102,68 @@ pub fn fanotify_mark(
 pub fn received(fd: i32) -> Option<OwnedFd> {
     // SAFETY: the kernel installed it for the reader of the event, and each event is parsed once.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `F_SETSIG`: the signal that tells of events on a descriptor.
+pub fn set_signal(file: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), F_SETSIG, signal) }).map(drop)
+}
+
+/// `F_SETOWN_EX`: the thread that gets it.
+pub fn set_owner(file: BorrowedFd<'_>, thread: i32) -> Result<(), Errno> {
+    // `struct f_owner_ex`: F_OWNER_TID and the thread.
+    let owner = [0, thread];
+    // SAFETY: the structure is read during the call.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), F_SETOWN_EX, owner.as_ptr()) }).map(drop)
+}
+
+/// `F_SETLEASE`: `F_WRLCK`, `F_RDLCK` or `F_UNLCK`.
+pub fn set_lease(file: BorrowedFd<'_>, kind: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+}
+
+/// `F_GETLEASE`: what the lease is, or is to become where it is being broken.
+pub fn lease(file: BorrowedFd<'_>) -> Result<i32, Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) })
+}
+
+/// `F_SETDELEG`, as [`set_lease`].
+pub fn set_delegation(file: BorrowedFd<'_>, kind: i32) -> Result<(), Errno> {
+    // `struct delegation`: flags, type and padding.
+    let delegation = [0u32, kind as u32];
+    // SAFETY: the structure is read during the call.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), F_SETDELEG, delegation.as_ptr()) })
+        .map(drop)
+}
+
+/// The last but two of the real-time signals.
+pub fn spare_signal() -> i32 {
+    libc::SIGRTMAX() - 2
+}
+
+/// Blocks these signals for the calling thread alone, and makes a descriptor from which this
+/// thread, and no other, reads those that are sent to it.
+pub fn signals_of_this_thread(signals: &[i32]) -> Result<OwnedFd, Errno> {
+    // SAFETY: all zeroes is a valid set, which sigemptyset fills in; numbers of signals that are
+    // none are refused.
+    let set = unsafe {
+        let mut set = std::mem::zeroed();
+        Errno::result(libc::sigemptyset(&mut set))?;
+        for &signal in signals {
+            Errno::result(libc::sigaddset(&mut set, signal))?;
+        }
+        set
+    };
+    // SAFETY: the set is valid; the old one is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
+        0 => {}
+        errno => return Err(Errno::from_raw(errno)),
+    }
+    // SAFETY: a valid set, read during the call.
+    descriptor(unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())
 }
 
 #[cfg(test)]
