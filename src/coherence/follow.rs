@@ -30,6 +30,8 @@ use crate::Result;
 
 /// How often a file that would not be held is tried again before its regions are given up.
 const TRIES: u32 = 1000;
+/// How often the guard's end is looked for.
+const LOOK: Duration = Duration::from_millis(200);
 /// Between two of them, at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -42,16 +44,24 @@ pub struct Follow {
     pub not_before: Instant,
 }
 
-/// Restores files as they are handed over, until the guard is gone.
+/// Restores files as they are handed over and their time has come, until the guard is gone.
 pub fn run(shared: &Arc<Shared>, files: &Receiver<Follow>) {
-    loop {
-        match files.recv_timeout(Duration::from_millis(200)) {
-            Ok(Follow { file, not_before }) => {
-                std::thread::sleep(not_before.saturating_duration_since(Instant::now()));
-                follow(shared, &file);
-            }
-            Err(RecvTimeoutError::Timeout) if !shared.stopping() => {}
-            Err(_) => return,
+    let mut pending: Vec<Follow> = Vec::new();
+    while !shared.stopping() {
+        let due = pending.iter().map(|follow| follow.not_before).min();
+        let wait = due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).min(LOOK));
+        match files.recv_timeout(wait) {
+            Ok(new) => match pending.iter_mut().find(|follow| Arc::ptr_eq(&follow.file, &new.file))
+            {
+                Some(known) => known.not_before = known.not_before.min(new.not_before),
+                None => pending.push(new),
+            },
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let now = Instant::now();
+        while let Some(at) = pending.iter().position(|follow| follow.not_before <= now) {
+            follow(shared, &pending.swap_remove(at).file);
         }
     }
 }
@@ -181,9 +191,15 @@ pub fn install(
     Ok(())
 }
 
-/// The parts of a region that its file has blocks for, whole pages, faulted in for writing.
+/// The parts of a region that its file has, whole pages. A device in another process faults on its
+/// own, so all before the file's end will do, and holes stay holes until they are written. For one
+/// of the kernel it is what has blocks, faulted in for writing.
 fn present_parts(region: &GuardedRegion) -> Result<Vec<Part>> {
     let memory = &region.memory;
+    if region.faults_on_its_own() {
+        let end = region.file_end()?.min(region.whole().end);
+        return Ok((end > 0).then_some(Part { start: 0, end }).into_iter().collect());
+    }
     let parts: Vec<Part> = match memory.kind() {
         Kind::Anon | Kind::DevDax => vec![region.whole()],
         _ => allocated(memory)?.into_iter().map(Part::from).collect(),

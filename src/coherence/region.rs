@@ -16,6 +16,8 @@ use holdfast_iommu::{
     Scrap, Target,
 };
 
+use nix::sys::stat::fstat;
+
 use super::event::{Part, RegionId};
 use super::policy::{Policy, Reaction};
 use crate::{Error, Result};
@@ -154,6 +156,21 @@ impl GuardedRegion {
     /// Whether only a layout pin keeps the device off other files' blocks.
     pub fn needs_pin(&self) -> bool {
         self.placement == Placement::Physical
+    }
+
+    /// Whether the device's process faults pages in itself when it reaches them.
+    pub fn faults_on_its_own(&self) -> bool {
+        self.placement == Placement::Descriptor
+    }
+
+    /// Where its file ends, from the region's start, in whole pages of the file.
+    pub fn file_end(&self) -> Result<u64> {
+        let Some((fd, offset)) = self.memory.backing() else { return Ok(self.range.len()) };
+        let failed =
+            |errno| Error::Guard(format!("fstat of {} failed: {errno}", self.memory.source()));
+        let size = u64::try_from(fstat(fd).map_err(failed)?.st_size).unwrap_or(0);
+        let page = self.memory.page_size() as u64;
+        Ok(size.saturating_sub(offset) / page * page)
     }
 
     /// What takes its registration from the device, when its policy says so.

@@ -36,6 +36,9 @@ pub const FOLLOW_QUEUE: usize = 4096;
 /// What was announced has begun, and holds the file's lock, after this.
 const ANNOUNCED: Duration = Duration::from_millis(5);
 
+/// What was let go is over after this, if nobody says so before.
+const UNTOLD: Duration = Duration::from_millis(500);
+
 /// What the guard's threads and its users share.
 pub struct Shared {
     pub publisher: Publisher,
@@ -289,10 +292,13 @@ impl Shared {
             Cause::Unlink | Cause::Rename | Cause::Attributes | Cause::OpenedByOther => {}
             _ => state.lose(why, &self.publisher),
         }
-        if stage != Stage::Done {
+        if stage == Stage::Done {
+            self.follow(file, state, Duration::ZERO);
+        } else {
             self.allow(file.id);
+            // It goes on now. That it is over is told by the one who tells afterwards, if anybody.
+            self.follow(file, state, UNTOLD);
         }
-        self.follow(file, state, Duration::ZERO);
         Handled::Done
     }
 
