@@ -19,6 +19,7 @@ mod file;
 mod follow;
 mod guard;
 mod held;
+pub mod keeper;
 mod policy;
 mod region;
 mod shared;

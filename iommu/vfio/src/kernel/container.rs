@@ -6,10 +6,11 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_NOIOMMU_IOMMU,
-    VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
-    vfio_iommu_type1_info,
+    VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
+    VFIO_NOIOMMU_IOMMU, VFIO_TYPE1v2_IOMMU, VFIO_UNMAP_ALL, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
 
 use super::caps::{self, IommuInfo};
@@ -119,16 +120,53 @@ impl Container {
     /// Unmaps every mapping that lies in `[iova, iova + size)` and gives the bytes unmapped. Fails
     /// with EINVAL when that would cut a mapping in two. When it returns, the IOTLB is flushed.
     pub fn unmap_dma(&self, iova: u64, size: u64) -> Result<u64> {
-        // Up to `data`, which only dirty tracking uses; the structure's own size counts padding.
-        let mut arguments = [0; offset_of!(vfio_iommu_type1_dma_unmap, data)];
-        let size_offset = offset_of!(vfio_iommu_type1_dma_unmap, size);
+        let mut arguments = [0; UNMAP_SIZE];
         put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_unmap, iova), iova);
-        put64(&mut arguments, size_offset, size);
+        put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_unmap, size), size);
         ioctl::sized(self.as_fd(), Sized::IommuUnmapDma, &mut arguments)?;
-        let mut unmapped = [0; 8];
-        unmapped.copy_from_slice(&arguments[size_offset..size_offset + 8]);
-        Ok(u64::from_ne_bytes(unmapped))
+        Ok(unmapped(&arguments))
     }
+}
+
+/// Whether a container can be emptied in one call ([`unmap_all`]; Linux 5.12 and later). Does not
+/// allocate.
+pub fn can_unmap_all(container: BorrowedFd<'_>) -> Result<bool> {
+    Ok(ioctl::plain(container, Plain::CheckExtension(VFIO_UNMAP_ALL))? > 0)
+}
+
+/// Takes every mapping of a container away, whoever made it, and gives the bytes unmapped. When it
+/// returns, the IOTLB is flushed and no DMA reaches what was mapped. Does not allocate.
+///
+/// A container in which no group is any more has no mappings either: they went with the last
+/// group, and this gives 0.
+///
+/// # Errors
+/// [`Error::Ioctl`]: something may still be mapped.
+pub fn unmap_all(container: BorrowedFd<'_>) -> Result<u64> {
+    let mut arguments = [0; UNMAP_SIZE];
+    put32(&mut arguments, offset_of!(vfio_iommu_type1_dma_unmap, flags), VFIO_DMA_UNMAP_FLAG_ALL);
+    match ioctl::sized(container, Sized::IommuUnmapDma, &mut arguments) {
+        Ok(()) => Ok(unmapped(&arguments)),
+        // A container without a group knows no calls on mappings; one that knows this call and
+        // has a group does not refuse it.
+        Err(Error::Ioctl { errno: Errno::EINVAL | Errno::ENODEV, .. })
+            if can_unmap_all(container)? =>
+        {
+            Ok(0)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Up to `data`, which only dirty tracking uses; the structure's own size counts padding.
+const UNMAP_SIZE: usize = offset_of!(vfio_iommu_type1_dma_unmap, data);
+
+/// What VFIO_IOMMU_UNMAP_DMA says that it unmapped.
+fn unmapped(arguments: &[u8; UNMAP_SIZE]) -> u64 {
+    let offset = offset_of!(vfio_iommu_type1_dma_unmap, size);
+    let mut unmapped = [0; 8];
+    unmapped.copy_from_slice(&arguments[offset..offset + 8]);
+    u64::from_ne_bytes(unmapped)
 }
 
 impl AsFd for Container {

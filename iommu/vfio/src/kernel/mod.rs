@@ -13,7 +13,7 @@ mod group;
 mod ioctl;
 
 pub use config::enable_bus_master;
-pub use container::Container;
+pub use container::{Container, can_unmap_all, unmap_all};
 pub use device::{KernelDevice, bar_address};
 pub use group::{Group, blockers, refuse_noiommu};
 

@@ -15,7 +15,7 @@ mod fuzz;
 mod link;
 mod regions;
 mod registers;
-mod scm;
+pub mod scm;
 
 pub use channel::{Channel, ChannelError, Message, Wait};
 pub use client::{ConnectOptions, UserDevice};
