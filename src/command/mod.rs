@@ -10,6 +10,7 @@ mod devices;
 mod endpoints;
 mod histogram;
 mod interrupt;
+mod keeper;
 mod machine;
 mod nic;
 mod parse;
@@ -80,6 +81,9 @@ enum Command {
     Watch(watch::WatchOptions),
     /// RDMA WRITE and READ a real file through an emulated NIC, and check every byte
     Demo(demo::DemoOptions),
+    /// Hold a driver's layout pins and DMA containers beyond its death (started by the driver)
+    #[command(hide = true)]
+    Keeper,
 }
 
 /// A command line that parses but makes no sense; ends with exit status 2.
@@ -97,6 +101,10 @@ impl Usage {
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Keeper = cli.command {
+        // It has its own way with signals, and threads of nobody.
+        return keeper::run();
+    }
     log(cli.verbose);
     if let Err(error) = interrupt::watch() {
         tracing::warn!(%error, "Ctrl-C will end the command without tidying up");
@@ -110,6 +118,7 @@ pub fn run() -> ExitCode {
         Command::Bench(options) => bench::run(options),
         Command::Watch(options) => watch::run(options),
         Command::Demo(options) => demo::run(options),
+        Command::Keeper => return keeper::run(),
     };
     match done {
         Ok(code) => code,

@@ -1,7 +1,7 @@
 //! A pin as the keeper holds it: both ends of the pipe, the file, and a guard page of its own.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,6 +17,8 @@ pub(super) struct HeldPin {
     pub(super) deadline: Duration,
     /// Turns that the driver has taken to map memory of the file.
     pub(super) mapping: u32,
+    /// The driver was told that the keeper lets the pin go.
+    pub(super) told: bool,
     state: State,
     guard: GuardPage,
     pipe_read: OwnedFd,
@@ -52,6 +54,7 @@ impl HeldPin {
             id,
             deadline,
             mapping: 0,
+            told: false,
             state: State::Quiet,
             guard,
             pipe_read,
@@ -92,10 +95,5 @@ impl HeldPin {
     /// Whether the keeper has let it go.
     pub(super) fn is_let_go(&self) -> bool {
         self.state == State::LetGo
-    }
-
-    /// For messages.
-    pub(super) fn describe(&self) -> (u64, i32) {
-        (self.id, self.pipe_read.as_raw_fd())
     }
 }

@@ -92,13 +92,12 @@ pub(super) fn kill(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Closes every descriptor from `first` on.
+/// Closes every descriptor from `first` up to and with `last`.
 ///
 /// # Safety
 /// Nothing of this process may own one of them.
-pub(super) unsafe fn close_from(first: RawFd) -> Result<(), Errno> {
-    let first = libc::c_uint::try_from(first).map_err(|_| Errno::EBADF)?;
+pub(super) unsafe fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
     // SAFETY: the caller answers for the descriptors; no memory is touched.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     Errno::result(result).map(drop)
 }
