@@ -213,11 +213,11 @@ mod tests {
             Request::BeginMap(10),
             Request::EndMap(11),
         ];
-        for (sequence, request) in
-            (u32::MAX - 3..).zip(&requests[..4]).chain((0..).zip(&requests[4..]))
-        {
-            assert_eq!(Request::decode(&request.encode(sequence)), Some((sequence, *request)));
-            assert_eq!(Reply::decode(&request.encode(sequence)), None);
+        for request in requests {
+            for sequence in [0, 7, u32::MAX] {
+                assert_eq!(Request::decode(&request.encode(sequence)), Some((sequence, request)));
+                assert_eq!(Reply::decode(&request.encode(sequence)), None);
+            }
         }
         let replies = [
             Reply::Ready { version: VERSION },

@@ -25,6 +25,7 @@ numbers=/job/out/numbers
 mkdir -p $numbers
 lab-domain $testdev basic --numbers $numbers/basic.json || failed=1
 lab-domain $testdev exchange --numbers $numbers/exchange.json || failed=1
+lab-domain $testdev large --numbers $numbers/large.json || failed=1
 lab-domain $edu edu || failed=1
 
 echo 200 >/sys/module/vfio_iommu_type1/parameters/dma_entry_limit

@@ -8,6 +8,7 @@
 mod basic;
 mod edu;
 mod exchange;
+mod large;
 mod limits;
 mod report;
 mod testdev;
@@ -45,6 +46,8 @@ enum Part {
     Basic,
     /// Exchanging memory under an engine that keeps writing (`iommu-testdev`)
     Exchange,
+    /// Taking a large region away, in either order (`iommu-testdev`)
+    Large,
     /// The container's limit on mappings; set dma_entry_limit low first (`iommu-testdev`)
     Entries,
     /// The limit on pinned memory; run with a low RLIMIT_MEMLOCK and no CAP_IPC_LOCK
@@ -84,6 +87,7 @@ fn run(cli: &Cli) -> Result<bool> {
     match cli.part {
         Part::Basic => basic::run(&bench, &mut report)?,
         Part::Exchange => exchange::run(&bench, &mut report)?,
+        Part::Large => large::run(&bench, &mut report)?,
         Part::Entries => limits::entries(&bench, &mut report),
         Part::Memlock => limits::memlock(&bench, &mut report),
         Part::Hold => basic::hold(&bench)?,
