@@ -27,7 +27,8 @@ use crate::{
 pub struct Retargeted {
     /// Chunks taken away from their memory by this call.
     pub chunks: usize,
-    /// Those of them that somebody else had taken away before.
+    /// Those of them that somebody else had taken away before. (Of a run that was unmapped by one
+    /// call and was not whole, all count: which of them were there, the call does not tell.)
     pub vanished: usize,
     /// Chunks of the range with nothing behind them now, because scrap could not be mapped.
     pub holes: usize,
@@ -44,7 +45,8 @@ pub struct Retargeted {
 pub struct Fenced {
     /// Chunks taken away from their memory by this call. They have nothing behind them now.
     pub chunks: usize,
-    /// Those of them that somebody else had taken away before.
+    /// Those of them that somebody else had taken away before. (Of a run that was unmapped by one
+    /// call and was not whole, all count: which of them were there, the call does not tell.)
     pub vanished: usize,
     /// Time of the call: at its end, the last chunk was out of reach.
     pub total: Duration,
