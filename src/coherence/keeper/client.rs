@@ -149,7 +149,7 @@ impl Keeper {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let deadline = self.options.deadline;
         let request = Request::HoldPin { id, offset: parts.offset, deadline };
-        self.call("the pin", &request, &[parts.pipe_read, parts.pipe_write, parts.file])
+        self.call("the pin", &request, &[parts.read, parts.write, parts.file])
             .inspect_err(|error| self.forget(error, &Request::LetGoPin(id)))?;
         Ok(PinId(id))
     }

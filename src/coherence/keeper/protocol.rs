@@ -24,10 +24,10 @@ pub const MAX_FDS: usize = 3;
 #[derive(Debug, Clone, Copy)]
 pub struct PinParts<'a> {
     /// The read end of the pipe that holds the page.
-    pub pipe_read: BorrowedFd<'a>,
+    pub read: BorrowedFd<'a>,
     /// The write end.
-    pub pipe_write: BorrowedFd<'a>,
-    /// The file.
+    pub write: BorrowedFd<'a>,
+    /// The file, open for reading and writing.
     pub file: BorrowedFd<'a>,
     /// Offset of the guard page in it, in bytes; a page that is allocated.
     pub offset: u64,
