@@ -1,5 +1,6 @@
 //! What can go wrong in the library, with what a person needs to act on it.
 
+use crate::coherence::keeper::KeeperError;
 use crate::connect::ConnectError;
 
 /// Result of this crate.
@@ -51,6 +52,9 @@ pub enum Error {
         /// Bytes of the region.
         region: usize,
     },
+    /// The keeper, which makes the death of this process safe, could not be had.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// The guard of regions refused, or could not be had.
     #[error("{0}")]
     Guard(String),

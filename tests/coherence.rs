@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use holdfast::coherence::{
-    Cause, Event, EventKind, Events, Guard, GuardOptions, NotifierKind, Part, Policy, RegionId,
+    Cause, Event, EventKind, Events, Guard, GuardOptions, NotifierKind, NotifierOptions, Part,
+    Policy, RegionId,
 };
 use holdfast::{
     Access, Completion, CompletionQueue, Device, EmulatedNic, EmulatedOptions, Memory,
@@ -46,10 +47,15 @@ impl Bench {
     }
 
     fn on(folder: tempfile::TempDir, policy: Policy) -> Self {
+        Self::told_by(&NotifierKind::ALL, folder, policy)
+    }
+
+    fn told_by(kinds: &[NotifierKind], folder: tempfile::TempDir, policy: Policy) -> Self {
         let path = folder.path().join("region");
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
         file.set_len(LEN).unwrap();
-        let guard = Guard::start(GuardOptions::default()).unwrap();
+        let notifiers = NotifierOptions { kinds: kinds.to_vec(), ..Default::default() };
+        let guard = Guard::start(GuardOptions { notifiers, ..Default::default() }).unwrap();
         let events = guard.events().unwrap();
         let device = EmulatedNic::start(EmulatedOptions::default()).unwrap().open(0).unwrap();
         let pd = device.protection_domain().unwrap();
@@ -164,7 +170,7 @@ fn the_chunk_with_a_punched_hole_is_exchanged_and_comes_back_with_the_hole() {
 #[test]
 fn on_a_disk_file_that_gets_shorter_all_is_exchanged_for_blocks_may_have_moved() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let mut b = Bench::on(folder, Policy::FOLLOW);
+    let mut b = Bench::told_by(&[NotifierKind::Inotify], folder, Policy::FOLLOW);
     assert_eq!(b.write(0, 1), Status::Success);
     b.file.set_len(CHUNK).unwrap();
     assert_eq!(b.expect(EventKind::Broken).part, part(0, LEN));

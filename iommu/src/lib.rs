@@ -31,6 +31,7 @@ pub mod vfio_user;
 mod chunk;
 mod order;
 mod permit;
+mod reserve;
 mod restore;
 mod retarget;
 mod retile;

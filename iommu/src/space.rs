@@ -142,17 +142,23 @@ impl AddressSpace {
         granule: Option<u64>,
     ) -> Result<Mapping> {
         let len = self.check_pieces(pieces, granule)?;
-        let range = {
-            let mut state = self.lock();
-            let wanted = IovaAllocator::alignment_for(len, self.page);
-            let aligns = [wanted, wanted.min(2 << 20).max(self.page), self.page];
-            let found = aligns.into_iter().find_map(|align| state.free.allocate(len, align));
-            found.ok_or_else(|| {
-                let (free, largest) = state.free.free_bytes();
-                Error::IovaExhausted { len, align: self.page, free, largest }
-            })?
-        };
+        let range = self.find_room(&mut self.lock(), len)?;
         self.map_into(range, pieces, prot, granule)
+    }
+
+    /// Takes free addresses, aligned as well as there is room for.
+    pub(crate) fn find_room(&self, state: &mut State, len: u64) -> Result<IovaRange> {
+        let wanted = IovaAllocator::alignment_for(len, self.page);
+        let aligns = [wanted, wanted.min(2 << 20).max(self.page), self.page];
+        aligns.into_iter().find_map(|align| state.free.allocate(len, align)).ok_or_else(|| {
+            let (free, largest) = state.free.free_bytes();
+            Error::IovaExhausted { len, align: self.page, free, largest }
+        })
+    }
+
+    /// The number of a new mapping; never given out again.
+    pub(crate) fn next_owner(&self) -> u64 {
+        NEXT_ID.fetch_add(1, Ordering::Relaxed)
     }
 
     /// [`AddressSpace::map_pieces`] at addresses of the caller's choice.
@@ -291,7 +297,7 @@ impl AddressSpace {
         prot: Prot,
         granule: Option<u64>,
     ) -> Result<Mapping> {
-        let owner = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let owner = self.next_owner();
         let mut at = range.start();
         for piece in pieces {
             let whole = IovaRange::new(at, piece.len)

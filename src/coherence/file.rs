@@ -19,13 +19,13 @@
 //! guard, which only tries it, goes on to other files when it is taken.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use holdfast_dax::FileId;
 use holdfast_dax::notify::{Cause, Notice, NotifierKind};
-use holdfast_dax::{FileId, Pin};
 use holdfast_iommu::{Order, retarget_all};
 
 use super::event::{Event, EventKind, Part, RegionId, Timing};
@@ -156,12 +156,6 @@ impl GuardedFile {
     /// Gives up the lock until something has changed.
     pub fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a pin by the page of the file at `offset`, which must have a block. Blocks while an
-    /// operation changes the layout; the caller holds no lock.
-    pub fn pin(&self, offset: u64) -> holdfast_dax::Result<Arc<HeldPin>> {
-        Ok(Arc::new(HeldPin::new(Pin::take(self.fd.as_fd(), offset)?)))
     }
 }
 

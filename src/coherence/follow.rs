@@ -26,7 +26,7 @@ use super::file::{GuardedFile, Phase, State, publish};
 use super::held::HeldPin;
 use super::region::GuardedRegion;
 use super::shared::Shared;
-use crate::Result;
+use crate::{Error, Result};
 
 /// How often a file that would not be held is tried again before its regions are given up.
 const TRIES: u32 = 1000;
@@ -80,7 +80,7 @@ fn follow(shared: &Shared, file: &GuardedFile) {
             state.restoring += 1;
             (wants(&state), state.epoch)
         };
-        let done = settle(shared, file, &regions, epoch);
+        let done = settle(shared, file, &regions, epoch, Tell::Everybody);
         drop(regions);
         file.lock().restoring -= 1;
         file.changed();
@@ -104,12 +104,49 @@ fn follow(shared: &Shared, file: &GuardedFile) {
     }
 }
 
+/// Puts memory behind a region that is new to the guard; all of it, or it fails. Blocks while
+/// operations on the file's layout are under way.
+pub fn bring_in(shared: &Shared, file: &GuardedFile, region: &Arc<GuardedRegion>) -> Result<()> {
+    let mut last = None;
+    for attempt in 0..TRIES {
+        if !region.faults_on_its_own() {
+            region.memory.populate(0, region.whole().len())?;
+        }
+        let epoch = {
+            let mut state = file.lock();
+            state.restoring += 1;
+            state.epoch
+        };
+        let done = settle(shared, file, std::slice::from_ref(region), epoch, Tell::Nobody);
+        file.lock().restoring -= 1;
+        file.changed();
+        match done {
+            Ok(true) if region.off_file().is_empty() => return Ok(()),
+            Ok(_) => {}
+            Err(error @ Error::Memory(holdfast_dax::Error::Absent { .. })) => last = Some(error),
+            Err(error) => return Err(error),
+        }
+        std::thread::sleep(PAUSE.min(Duration::from_millis(u64::from(attempt))));
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::Guard(format!("{} changes without pause: try again later", region.memory.source()))
+    }))
+}
+
+/// Who hears what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    Everybody,
+    Nobody,
+}
+
 /// One attempt; `Ok(false)` when another operation came in between.
 fn settle(
     shared: &Shared,
     file: &GuardedFile,
     regions: &[Arc<GuardedRegion>],
     epoch: u64,
+    tell: Tell,
 ) -> Result<bool> {
     if regions.is_empty() {
         return Ok(true);
@@ -123,12 +160,13 @@ fn settle(
         .iter()
         .zip(&present)
         .find_map(|(region, parts)| parts.first().map(|part| region.file_offset() + part.start));
-    let pin = match anchor.filter(|_| needs_pin) {
-        Some(offset) if file.lock().pin.is_none() => Some(file.pin(offset)?),
-        _ => None,
+    let pinned = file.lock().pin.is_some();
+    let pin = match anchor.filter(|_| needs_pin && !pinned) {
+        Some(offset) => Some(shared.pin(file, offset)?),
+        None => None,
     };
     let mut permits = Vec::with_capacity(regions.len());
-    {
+    let held = {
         let mut state = file.lock();
         if state.epoch != epoch || matches!(state.phase, Phase::Holding { .. }) {
             return Ok(false);
@@ -137,7 +175,7 @@ fn settle(
             return Ok(false);
         }
         if state.phase == Phase::Open || state.pin.is_none() && pin.is_some() {
-            install(shared, file, &mut state, pin)?;
+            install(shared, file, &mut state, pin);
         }
         for (region, parts) in regions.iter().zip(&present) {
             // Only what was not deregistered meanwhile.
@@ -150,15 +188,23 @@ fn settle(
                 }
             }
         }
-    }
+        state.pin.clone()
+    };
     // Whoever takes a region away from here on ends its permit.
     for (region, permit, run, parts) in permits {
-        let restored = region.to_file(&permit, &parts);
+        let map = || region.to_file(&permit, &parts);
+        let restored = match held.as_ref().filter(|_| region.needs_pin()) {
+            Some(pin) => pin.in_turn(map),
+            None => map(),
+        };
         let state = file.lock();
         if permit.has_ended() {
             return Ok(false);
         }
         restored?;
+        if tell == Tell::Nobody {
+            continue;
+        }
         let publisher = &shared.publisher;
         for part in joined(&parts) {
             publish(publisher, region, EventKind::Restored, part, &state.why, None);
@@ -172,23 +218,14 @@ fn settle(
     Ok(true)
 }
 
-/// The pin is in force, for the keeper as well: the file is held from here on.
-pub fn install(
-    shared: &Shared,
-    file: &GuardedFile,
-    state: &mut State,
-    pin: Option<Arc<HeldPin>>,
-) -> Result<()> {
-    if let Some(pin) = &pin {
-        shared.keep(file, pin)?;
-    }
+/// The pin is in force: the file is held from here on.
+fn install(shared: &Shared, file: &GuardedFile, state: &mut State, pin: Option<Arc<HeldPin>>) {
     shared.watch(file, pin.as_ref());
     if pin.is_some() {
         state.pin = pin;
     }
     state.phase = Phase::Held;
     state.held_since = Instant::now();
-    Ok(())
 }
 
 /// The parts of a region that its file has, whole pages. A device in another process faults on its

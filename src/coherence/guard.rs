@@ -12,12 +12,13 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use holdfast_dax::Memory;
 use holdfast_dax::notify::{Notice, Options, Statement};
+use holdfast_dax::{GRANULE, Memory};
 use holdfast_iommu::Prot;
 
 use super::event::RegionId;
 use super::follow;
+use super::keeper::KeeperOptions;
 use super::policy::Policy;
 use super::region::{GuardedRegion, Placement};
 use super::shared::{FOLLOW_QUEUE, Handled, Shared};
@@ -26,9 +27,6 @@ use super::thread;
 use super::tie::Tie;
 use crate::device::DeviceInner;
 use crate::{Error, ProtectionDomain, Result};
-
-/// How often a registration is tried while layout operations come in between.
-const REGISTER_TRIES: u32 = 200;
 
 /// How long the guard sleeps when nobody wakes it.
 const IDLE: Duration = Duration::from_millis(200);
@@ -44,14 +42,20 @@ pub struct GuardOptions {
     pub priority: Option<u8>,
     /// Which notifiers to use, and how; by default all that this machine allows.
     pub notifiers: Options,
-    /// Whether to spawn a keeper process, without which fs-dax regions are refused on devices of
-    /// the kernel.
-    pub keeper: bool,
+    /// The keeper process, which is started with the first region that needs a pin. `None`: there
+    /// is none, and a kill of this process at the wrong instant may let a device write into blocks
+    /// that its file gave up.
+    pub keeper: Option<KeeperOptions>,
 }
 
 impl Default for GuardOptions {
     fn default() -> Self {
-        Self { cpu: None, priority: None, notifiers: Options::default(), keeper: true }
+        Self {
+            cpu: None,
+            priority: None,
+            notifiers: Options::default(),
+            keeper: Some(KeeperOptions::default()),
+        }
     }
 }
 
@@ -124,44 +128,32 @@ impl Guard {
     ) -> Result<Tie> {
         let shared = &self.inner.shared;
         let placement = Placement::of(memory.kind(), &device.space);
-        let scrap = pd.scrap()?;
-        let id = shared.next_region();
-        let mut last = None;
-        for attempt in 0..REGISTER_TRIES {
-            let file = shared.file(&memory)?;
-            match shared.try_map(&file, device, &memory, prot, placement) {
-                Ok(Some((mut state, mapping))) => {
-                    mapping.assign(pd.tenant())?;
-                    let region = GuardedRegion::new(id, policy, memory, mapping, placement, scrap);
-                    let region = Arc::new(region);
-                    state.regions.push(Arc::clone(&region));
-                    drop(state);
-                    let file = Arc::clone(&file);
-                    shared.region_added();
-                    return Ok(Tie { guard: self.clone(), file, region });
-                }
-                Ok(None) => {}
-                Err(error) if !passes(&error) => {
-                    shared.forget_if_unused(&file);
-                    return Err(error);
-                }
-                Err(error) => last = Some(error),
-            }
-            shared.forget_if_unused(&file);
-            std::thread::sleep(Duration::from_millis(u64::from(attempt.min(20))));
+        if placement == Placement::Physical {
+            shared.prove(&memory)?;
+            shared.cover(&device.space)?;
         }
-        Err(last.unwrap_or_else(|| {
-            Error::Guard("the file's layout changes without pause: try again later".to_owned())
-        }))
+        let len = memory.len() as u64;
+        let mapping = device
+            .space
+            .reserve(len, prot, Some(GRANULE))
+            .map_err(|source| Error::Map { what: memory.source().to_string(), source })?;
+        mapping.assign(pd.tenant())?;
+        let (id, scrap) = (shared.next_region(), pd.scrap()?);
+        let region = Arc::new(GuardedRegion::new(id, policy, memory, mapping, placement, scrap));
+        // Known to the guard before anything of the file is within the device's reach.
+        let file = shared.add(&region)?;
+        let tie = Tie { guard: self.clone(), file, region };
+        follow::bring_in(shared, &tie.file, &tie.region).inspect_err(|_| {
+            if let Err(error) = tie.take_down() {
+                tracing::error!(%error, "a region that could not be guarded stays mapped");
+            }
+        })?;
+        Ok(tie)
     }
 }
 
-/// Whether an error may have come from a layout operation that is under way.
-fn passes(error: &Error) -> bool {
-    matches!(error, Error::Memory(holdfast_dax::Error::Absent { .. }))
-}
-
-fn run(shared: &Shared) {
+/// What the guard's thread does.
+fn run(shared: &Arc<Shared>) {
     thread::prepare(shared.options.cpu, shared.options.priority);
     let mut notices: Vec<Notice> = Vec::with_capacity(1024);
     let (mut deferred, mut busy) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
@@ -170,6 +162,9 @@ fn run(shared: &Shared) {
     while !shared.stopping() {
         shared.wait(period);
         shared.collect(&mut notices);
+        if shared.keeper_news(&mut notices) {
+            replace_keeper(shared);
+        }
         for notice in deferred.drain(..).chain(notices.drain(..)) {
             if matches!(shared.handle(&notice), Handled::Busy) {
                 busy.push(notice);
@@ -178,6 +173,15 @@ fn run(shared: &Shared) {
         std::mem::swap(&mut busy, &mut deferred);
         let holding = shared.look(&mut files);
         period = if deferred.is_empty() && !holding { IDLE } else { SOON };
+    }
+}
+
+/// Starts another keeper, on a thread of its own: the guard does not wait.
+fn replace_keeper(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let thread = std::thread::Builder::new().name("holdfast-keeper".to_owned());
+    if let Err(error) = thread.spawn(move || shared.replace_keeper()) {
+        tracing::error!(%error, "no thread to start another keeper");
     }
 }
 

@@ -1,38 +1,68 @@
-//! A layout pin in force, and the sign that it gives to whoever looks: an operation waits for it.
+//! A layout pin in force: the driver's, the keeper's copy of it, and the sign that it gives to
+//! whoever looks that an operation waits for it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_dax::notify::Probe;
 use holdfast_dax::{Error, Pin};
 use nix::errno::Errno;
 
-/// A pin that its file's guard and the notifier of guard pages share.
+use super::keeper::{Keeper, KeeperError, PinId};
+use crate::Result;
+
+/// A pin that its file's guard and the notifier of guard pages share. Dropped, it is released.
 #[derive(Debug)]
 pub struct HeldPin {
     pin: Mutex<Pin>,
+    /// Who holds it as well, and by which name.
+    kept: Mutex<Option<(Arc<Keeper>, PinId)>>,
 }
 
 impl HeldPin {
-    /// Shares a pin.
-    pub fn new(pin: Pin) -> Self {
-        Self { pin: Mutex::new(pin) }
+    /// Shares a pin with a keeper. Waits for its answer: from then on the pin outlives this
+    /// process.
+    pub fn new(pin: Pin, keeper: Option<Arc<Keeper>>) -> Result<Self> {
+        let held = Self { pin: Mutex::new(pin), kept: Mutex::new(None) };
+        if let Some(keeper) = keeper {
+            held.hand_over(keeper)?;
+        }
+        Ok(held)
     }
 
-    /// Lets it go; see [`Pin::release`].
+    /// Has another keeper hold it as well.
+    pub fn hand_over(&self, keeper: Arc<Keeper>) -> Result<(), KeeperError> {
+        let pin = lock(&self.pin);
+        if !pin.is_released() {
+            let id = keeper.hold_pin(&pin.parts())?;
+            *lock(&self.kept) = Some((keeper, id));
+        }
+        Ok(())
+    }
+
+    /// Lets it go here, and then has the keeper forget it; see [`Pin::release`].
     pub fn release(&self) -> Result<(), Error> {
-        self.lock().release()
+        lock(&self.pin).release()?;
+        if let Some((keeper, id)) = lock(&self.kept).take() {
+            keeper.let_go(id);
+        }
+        Ok(())
     }
 
-    /// The pin, for what is done with it when it is taken.
-    pub fn lock(&self) -> MutexGuard<'_, Pin> {
-        // A pin is changed by its release alone, which may be repeated.
-        self.pin.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Looks up and maps what the pin holds in place, in a turn that the keeper grants: it does
+    /// not let the pin go meanwhile.
+    pub fn in_turn<T>(&self, map: impl FnOnce() -> Result<T>) -> Result<T> {
+        let kept = lock(&self.kept).clone();
+        let _turn = match &kept {
+            Some((keeper, id)) => Some(keeper.begin_map(*id)?),
+            None => None,
+        };
+        map()
     }
 }
 
 impl Probe for HeldPin {
     fn disturbed(&self) -> Result<bool, Errno> {
-        let pin = self.lock();
+        let pin = lock(&self.pin);
         if pin.is_released() {
             // It was dealt with: that is no news.
             return Ok(false);
@@ -42,4 +72,17 @@ impl Probe for HeldPin {
             _ => Errno::EIO,
         })
     }
+}
+
+impl Drop for HeldPin {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            tracing::error!(%error, "a layout pin could not be let go");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A pin is changed by its release alone, which may be repeated; the rest is set whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,6 +20,7 @@ mod follow;
 mod guard;
 mod held;
 pub mod keeper;
+mod keeping;
 mod policy;
 mod region;
 mod shared;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_dax::{Extent, GRANULE, Kind, Memory, Window, extents as extents_of};
 use holdfast_iommu::{
-    self as iommu, AddressSpace, Backing, Behind, IovaRange, Mapping, Permit, Piece, Prot, Retiled,
+    self as iommu, AddressSpace, Backing, Behind, IovaRange, Mapping, Permit, Piece, Retiled,
     Scrap, Target,
 };
 
@@ -64,29 +64,6 @@ pub struct GuardedRegion {
     revoke: Mutex<Option<Revoke>>,
 }
 
-/// Maps all of `memory`. For [`Placement::Physical`], the pin must be in force.
-pub fn map(
-    space: &Arc<AddressSpace>,
-    memory: &Memory,
-    prot: Prot,
-    placement: Placement,
-) -> Result<Mapping> {
-    let len = memory.len() as u64;
-    let failed = |source| Error::Map { what: memory.source().to_string(), source };
-    match placement {
-        Placement::Descriptor | Placement::Address => {
-            let piece = Piece { backing: backing(memory, placement, 0), len };
-            space.map(piece, prot, Some(GRANULE)).map_err(failed)
-        }
-        Placement::Physical => {
-            let extents = extents_of(memory, 0, len, GRANULE)?;
-            let window = Window::map(&extents)?;
-            let pieces: Vec<_> = pieces(&extents, &window).collect();
-            space.map_pieces(&pieces, prot, None).map_err(failed)
-        }
-    }
-}
-
 /// The memory from `offset` on, as the owner of the address space wants it named.
 fn backing(memory: &Memory, placement: Placement, offset: u64) -> Backing<'_> {
     let va = memory.as_ptr().as_ptr().addr() + offset as usize;
@@ -112,7 +89,7 @@ fn pieces<'a>(
 }
 
 impl GuardedRegion {
-    /// A region around a mapping made by [`map`].
+    /// A region at reserved addresses, with nothing behind them yet.
     pub fn new(
         id: RegionId,
         policy: Policy,
@@ -250,21 +227,25 @@ impl GuardedRegion {
         let offset = permit.range().start() - self.range.start();
         let within = Part { start: offset, end: offset + permit.range().len() };
         let mut extents = Vec::new();
-        if self.placement == Placement::Physical {
+        let mut window = None;
+        if self.placement == Placement::Physical && !parts.is_empty() {
             for part in parts {
                 extents.extend(extents_of(&self.memory, part.start, part.len(), GRANULE)?);
             }
+            window = Some(Window::map(&extents)?);
         }
-        let window = Window::map(&extents)?;
-        let named: Vec<(Part, Piece<'_>)> = if self.placement == Placement::Physical {
-            let part = |e: &Extent| Part { start: e.offset, end: e.offset + e.len };
-            extents.iter().map(part).zip(pieces(&extents, &window)).collect()
-        } else {
-            let piece = |part: Part| {
-                let backing = backing(&self.memory, self.placement, part.start);
-                (part, Piece { backing, len: part.len() })
-            };
-            cuts(parts).into_iter().map(piece).collect()
+        let named: Vec<(Part, Piece<'_>)> = match &window {
+            Some(window) => {
+                let part = |e: &Extent| Part { start: e.offset, end: e.offset + e.len };
+                extents.iter().map(part).zip(pieces(&extents, window)).collect()
+            }
+            None => {
+                let piece = |part: Part| {
+                    let backing = backing(&self.memory, self.placement, part.start);
+                    (part, Piece { backing, len: part.len() })
+                };
+                cuts(parts).into_iter().map(piece).collect()
+            }
         };
         let mut layout = Vec::with_capacity(2 * named.len() + 1);
         let mut at = within.start;

@@ -13,22 +13,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_dax::notify::{
-    Cause, Notice, Notifiers, Probe, Stage, Statement, Subject, WatchedFile,
+    Cause, Notice, NotifierKind, Notifiers, Probe, Stage, Statement, Subject, WatchedFile,
 };
-use holdfast_dax::{FileId, Memory, prove};
-use holdfast_iommu::{Mapping, Prot};
+use holdfast_dax::{FileId, Memory, Pin, prove};
+use holdfast_iommu::AddressSpace;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::event::RegionId;
 use super::file::{Broke, GuardedFile, Phase, State, Why};
-use super::follow::{self, Follow};
+use super::follow::Follow;
 use super::guard::GuardOptions;
 use super::held::HeldPin;
+use super::keeping::{Keeping, News};
 use super::policy::Reaction;
-use super::region::{self, Placement};
+use super::region::GuardedRegion;
 use super::stream::Publisher;
-use crate::device::DeviceInner;
 use crate::{Error, Result};
 
 /// Files that may wait to be followed at a time.
@@ -53,6 +53,8 @@ pub struct Shared {
     next_region: AtomicU64,
     /// File systems, by device, of which it was shown that a pin holds there.
     proven: Mutex<HashMap<u64, ()>>,
+    /// Who makes the death of this process safe.
+    keeping: Keeping,
     pub options: GuardOptions,
 }
 
@@ -80,6 +82,7 @@ impl Shared {
             regions: AtomicU64::new(0),
             next_region: AtomicU64::new(1),
             proven: Mutex::new(HashMap::new()),
+            keeping: Keeping::new(options.keeper.clone()),
             options,
         })
     }
@@ -137,6 +140,21 @@ impl Shared {
         lock(&self.files).get(&id).map(Arc::clone)
     }
 
+    /// Makes a region known, with its file; from here on it is taken away when the file changes.
+    pub fn add(&self, region: &Arc<GuardedRegion>) -> Result<Arc<GuardedFile>> {
+        loop {
+            let file = self.file(&region.memory)?;
+            let mut state = file.lock();
+            if state.forgotten {
+                continue;
+            }
+            state.regions.push(Arc::clone(region));
+            self.region_added();
+            drop(state);
+            return Ok(file);
+        }
+    }
+
     /// The file behind `memory`, watched.
     pub fn file(&self, memory: &Memory) -> Result<Arc<GuardedFile>> {
         let (Some(id), Some((fd, _))) = (memory.file_id(), memory.backing()) else {
@@ -157,11 +175,6 @@ impl Shared {
         self.watch(&file, None);
         files.insert(id, Arc::clone(&file));
         Ok(file)
-    }
-
-    /// [`Shared::forget_if_empty`], of a file that is not locked.
-    pub fn forget_if_unused(&self, file: &GuardedFile) {
-        self.forget_if_empty(file, &mut file.lock());
     }
 
     /// A file without regions is watched no more; who still holds it finds it so marked.
@@ -190,41 +203,8 @@ impl Shared {
         tracing::debug!(file = %file.id, ?by, "watched");
     }
 
-    /// Maps memory with the file held; `None` when a layout operation is under way.
-    pub fn try_map<'f>(
-        &self,
-        file: &'f GuardedFile,
-        device: &DeviceInner,
-        memory: &Memory,
-        prot: Prot,
-        placement: Placement,
-    ) -> Result<Option<(MutexGuard<'f, State>, Mapping)>> {
-        let needs_pin = placement == Placement::Physical;
-        let mut pin = None;
-        if needs_pin {
-            self.prove(memory)?;
-            memory.populate(0, memory.len() as u64)?;
-            if file.lock().pin.is_none() {
-                let (_, offset) = memory.backing().unwrap_or((file.fd.as_fd(), 0));
-                pin = Some(file.pin(offset)?);
-            }
-        }
-        let mut state = file.lock();
-        if state.forgotten || matches!(state.phase, Phase::Holding { .. }) {
-            return Ok(None);
-        }
-        if state.pin.is_none() && needs_pin || state.phase == Phase::Open {
-            if needs_pin && pin.is_none() {
-                return Ok(None);
-            }
-            follow::install(self, file, &mut state, pin)?;
-        }
-        let mapping = region::map(&device.space, memory, prot, placement)?;
-        Ok(Some((state, mapping)))
-    }
-
     /// Shows, once for each file system, that a pin holds there.
-    fn prove(&self, memory: &Memory) -> Result<()> {
+    pub fn prove(&self, memory: &Memory) -> Result<()> {
         let Some(id) = memory.file_id() else { return Ok(()) };
         if lock(&self.proven).contains_key(&id.dev) {
             return Ok(());
@@ -245,9 +225,68 @@ impl Shared {
         Ok(())
     }
 
-    /// Hands a new pin to the keeper. When this returns `Ok`, the pin outlives this process.
-    pub fn keep(&self, _file: &GuardedFile, _pin: &HeldPin) -> Result<()> {
+    /// Has the keeper hold the container that memory of a pinned file goes into.
+    pub fn cover(&self, space: &Arc<AddressSpace>) -> Result<()> {
+        if self.keeping.cover(space)? {
+            self.listen_to_keeper();
+        }
         Ok(())
+    }
+
+    fn listen_to_keeper(&self) {
+        if let Some(keeper) = self.keeping.keeper()
+            && let Err(errno) =
+                self.ready.add(keeper.events_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))
+        {
+            tracing::warn!(%errno, "news of the keeper comes late");
+        }
+    }
+
+    /// Takes a pin by the page of the file at `offset`, which must have a block, and has the
+    /// keeper hold it as well. Blocks while an operation changes the layout; the caller holds no
+    /// lock.
+    pub fn pin(&self, file: &GuardedFile, offset: u64) -> Result<Arc<HeldPin>> {
+        let pin = Pin::take(file.fd.as_fd(), offset)?;
+        Ok(Arc::new(HeldPin::new(pin, self.keeping.keeper())?))
+    }
+
+    /// What the keeper did becomes notices; says whether it died.
+    pub fn keeper_news(&self, notices: &mut Vec<Notice>) -> bool {
+        let mut died = false;
+        self.keeping.news(&mut |news| match news {
+            // Everything that was in a container is gone from it, whichever file it was of.
+            News::Revoked(_) => notices.extend(
+                self.files()
+                    .iter()
+                    .map(|file| Notice::new(file.id, NotifierKind::GuardPage, Stage::Waiting)),
+            ),
+            News::Died => died = true,
+        });
+        if died && let Some(keeper) = self.keeping.keeper() {
+            // It says so for ever.
+            died = self.ready.delete(keeper.events_fd()).is_ok();
+        }
+        died
+    }
+
+    /// Starts another keeper and hands everything over to it. Waits for its answers.
+    pub fn replace_keeper(&self) {
+        tracing::warn!("the keeper is gone; starting another");
+        let replaced = self.keeping.replace().and_then(|new| {
+            let Some(new) = new else { return Ok(()) };
+            self.listen_to_keeper();
+            for file in self.files() {
+                let pin = file.lock().pin.clone();
+                if let Some(pin) = pin {
+                    pin.hand_over(Arc::clone(&new))?;
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = replaced {
+            tracing::error!(%error, "there is no keeper: should this process be killed now, a \
+                 device may reach blocks that its file gave up");
+        }
     }
 
     /// Deals with a notice, unless somebody else has the file.

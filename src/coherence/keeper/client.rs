@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use holdfast_dax::PinParts;
 use holdfast_vfio::user::scm;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::error::KeeperError;
-use super::protocol::{ContainerId, MESSAGE, PinId, PinParts, Reply, Request, VERSION};
+use super::protocol::{ContainerId, MESSAGE, PinId, Reply, Request, VERSION};
 use super::{spawn, sys};
 
 /// How long a keeper may take to answer. Populating the guard page may wait for a layout operation

@@ -70,6 +70,7 @@ mod tests;
 
 pub use client::{Keeper, KeeperEvent, KeeperOptions, MapTurn};
 pub use error::KeeperError;
+pub use holdfast_dax::PinParts;
 pub use process::run;
-pub use protocol::{ContainerId, PinId, PinParts};
+pub use protocol::{ContainerId, PinId};
 pub use serve::{Fence, PERIOD, Sockets, VfioFence, serve};

@@ -7,7 +7,6 @@
 //! but the keeper outlives bugs of the driver: whatever it is sent, it must not fall over.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -18,20 +17,6 @@ pub const VERSION: u64 = 1;
 pub const MESSAGE: usize = 32;
 /// Most descriptors with a message.
 pub const MAX_FDS: usize = 3;
-
-/// What a keeper needs to hold a layout pin as well.
-// To be replaced by holdfast_dax::pin::PinParts, which is the same.
-#[derive(Debug, Clone, Copy)]
-pub struct PinParts<'a> {
-    /// The read end of the pipe that holds the page.
-    pub read: BorrowedFd<'a>,
-    /// The write end.
-    pub write: BorrowedFd<'a>,
-    /// The file, open for reading and writing.
-    pub file: BorrowedFd<'a>,
-    /// Offset of the guard page in it, in bytes; a page that is allocated.
-    pub offset: u64,
-}
 
 /// A pin that a keeper holds. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

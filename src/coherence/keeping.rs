@@ -1,0 +1,101 @@
+//! The guard's keeper: started when the first pin is taken, given every container before anything
+//! under a pin is mapped in it, and replaced when it dies.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use holdfast_iommu::AddressSpace;
+
+use super::keeper::{Keeper, KeeperEvent, KeeperOptions, PinId};
+use crate::Result;
+
+/// Who keeps what when this process dies.
+#[derive(Debug)]
+pub struct Keeping {
+    /// `None`: there is to be none.
+    options: Option<KeeperOptions>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    keeper: Option<Arc<Keeper>>,
+    spaces: Vec<Arc<AddressSpace>>,
+}
+
+/// News of the keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It let a pin go, and emptied every container before.
+    Revoked(PinId),
+    /// It is gone.
+    Died,
+}
+
+impl Keeping {
+    /// Starts nothing yet.
+    pub fn new(options: Option<KeeperOptions>) -> Self {
+        Self { options, state: Mutex::default() }
+    }
+
+    /// Has the keeper hold the container of `space`, if it stands on one; starts the keeper if
+    /// there is none. Waits for its answers. Says whether a keeper was started.
+    pub fn cover(&self, space: &Arc<AddressSpace>) -> Result<bool> {
+        let (Some(options), Some(container)) = (&self.options, space.container()) else {
+            return Ok(false);
+        };
+        let mut state = self.lock();
+        let started = state.keeper.is_none();
+        let keeper = match state.keeper.take() {
+            Some(keeper) => keeper,
+            None => Arc::new(Keeper::spawn(options)?),
+        };
+        let keeper = state.keeper.insert(keeper).clone();
+        if !state.spaces.iter().any(|known| Arc::ptr_eq(known, space)) {
+            keeper.hold_container(container)?;
+            state.spaces.push(Arc::clone(space));
+        }
+        Ok(started)
+    }
+
+    /// The keeper, if there is one by now.
+    pub fn keeper(&self) -> Option<Arc<Keeper>> {
+        self.lock().keeper.clone()
+    }
+
+    /// What it has done, and what became of it. Does not wait.
+    pub fn news(&self, sink: &mut dyn FnMut(News)) {
+        let Some(keeper) = self.keeper() else { return };
+        keeper.collect(&mut |event| match event {
+            KeeperEvent::Revoked { pin, waited } => {
+                tracing::error!(
+                    ?waited,
+                    "the keeper emptied all containers: a layout operation \
+                     had waited too long for this process; devices that were in them are useless \
+                     until they are opened anew"
+                );
+                sink(News::Revoked(pin));
+            }
+            KeeperEvent::Died => sink(News::Died),
+        });
+    }
+
+    /// Starts another keeper in the place of one that died, with all containers; it must be given
+    /// the pins. Waits for its answers.
+    pub fn replace(&self) -> Result<Option<Arc<Keeper>>> {
+        let Some(old) = self.keeper() else { return Ok(None) };
+        let new = Arc::new(old.respawn()?);
+        let mut state = self.lock();
+        for space in &state.spaces {
+            if let Some(container) = space.container() {
+                new.hold_container(container)?;
+            }
+        }
+        state.keeper = Some(Arc::clone(&new));
+        Ok(Some(new))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each part is set whole, so a panic elsewhere leaves it true.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
