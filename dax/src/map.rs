@@ -99,10 +99,10 @@ impl Mapping {
         self.advise(0, self.len, libc::MADV_DONTFORK)
     }
 
-    /// Empties the page-table entries of a mapped file (`MADV_DONTNEED`); the file keeps its
-    /// bytes. Anonymous memory would lose its own.
-    pub fn drop_entries(&self) -> Result<(), Errno> {
-        self.advise(0, self.len, libc::MADV_DONTNEED)
+    /// Empties the page-table entries of a part of a mapped file (`MADV_DONTNEED`); the file keeps
+    /// its bytes. Anonymous memory would lose its own.
+    pub fn drop_entries(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.advise(offset, len, libc::MADV_DONTNEED)
     }
 
     fn advise(&self, offset: usize, len: usize, advice: libc::c_int) -> Result<(), Errno> {

@@ -115,6 +115,27 @@ impl Memory {
         })
     }
 
+    /// Empties the page-table entries of `[offset, offset + len)` (`MADV_DONTNEED`), both multiples
+    /// of the page size; the bytes stay in the file, and the next touch faults them in again. Takes
+    /// no lock of the file. Anonymous memory is left as it is, since it would lose its bytes.
+    ///
+    /// Linux 7.3 waits until nothing at all refers to a pinned page, page tables included: if this
+    /// process touched the page of a [`Pin`](crate::Pin) while an operation waited for the pin,
+    /// the operation goes on waiting after the release, until this is called for the page.
+    pub fn forget(&self, offset: u64, len: u64) -> Result<()> {
+        let (Ok(start), Ok(size)) = (usize::try_from(offset), usize::try_from(len)) else {
+            return Err(Error::BadRange { offset, len });
+        };
+        if self.kind == Kind::Anon {
+            return Ok(());
+        }
+        self.mapping.drop_entries(start, size).map_err(|errno| Error::File {
+            call: "MADV_DONTNEED",
+            path: self.source.to_string().into(),
+            errno,
+        })
+    }
+
     /// The part of a file behind `[offset, offset + len)`.
     fn behind(&self, offset: u64, len: u64) -> Option<Behind<'_>> {
         let (fd, start) = self.backing()?;

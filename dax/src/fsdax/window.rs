@@ -211,11 +211,7 @@ fn refusal_of_map(errno: Errno, wanted: usize) -> WindowRefusal {
     match errno {
         Errno::EPERM => {
             let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-            if line.split_whitespace().any(|word| word == "iomem=relaxed") {
-                WindowRefusal::Strict
-            } else {
-                WindowRefusal::Exclusive
-            }
+            if is_relaxed(&line) { WindowRefusal::Strict } else { WindowRefusal::Exclusive }
         }
         Errno::EAGAIN => WindowRefusal::Caching,
         Errno::ENOMEM => {
@@ -224,6 +220,11 @@ fn refusal_of_map(errno: Errno, wanted: usize) -> WindowRefusal {
         }
         errno => WindowRefusal::Other { call: "mmap", errno },
     }
+}
+
+/// Whether a kernel command line asks for `iomem=relaxed`; the last word on it counts.
+fn is_relaxed(line: &str) -> bool {
+    line.split_whitespace().rev().find_map(|word| word.strip_prefix("iomem=")) == Some("relaxed")
 }
 
 /// The kernel's lockdown mode, if it is locked down.
@@ -254,6 +255,18 @@ mod tests {
         assert_eq!(runs, [(0x10_0000, 0x3000), (0x50_0000, 0x1000), (0x10_3000, 0x1000)]);
         let expected = [(0, 0, 0x2000), (0, 0x2000, 0x1000), (1, 0, 0x1000), (2, 0, 0x1000)];
         assert_eq!(places, expected);
+    }
+
+    #[test]
+    fn the_last_word_on_iomem_counts() {
+        for (line, relaxed) in [
+            ("quiet iomem=relaxed panic=-1", true),
+            ("iomem=strict iomem=relaxed", true),
+            ("iomem=relaxed iomem=strict", false),
+            ("quiet", false),
+        ] {
+            assert_eq!(is_relaxed(line), relaxed, "{line}");
+        }
     }
 
     #[test]

@@ -48,6 +48,6 @@ impl Guard {
 
     /// Empties its page-table entry.
     pub fn forget(&self) -> Result<(), Errno> {
-        self.mapping.drop_entries()
+        self.mapping.drop_entries(0, self.mapping.len())
     }
 }

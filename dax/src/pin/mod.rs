@@ -16,6 +16,12 @@
 //! waits it holds the file's lock**: whoever deals with it must not read, write, sync or ask for
 //! the layout of that file. fstat, page faults and reading pagemap go through.
 //!
+//! On Linux 7.3 the operation waits until *nothing* refers to the page, so a page that this process
+//! or another touches meanwhile keeps it waiting after the release. Let the guard page be one that
+//! nobody touches, or call [`Memory::forget`](crate::Memory::forget) for it before and after the
+//! release; and do not populate the file again before the operation has ended, which
+//! [`allocated`](crate::allocated) waits for.
+//!
 //! The pin does not see everything: xfs's SWAPEXT and ext4's SWAP_BOOT exchange blocks without
 //! looking (the guard page's entry shows it afterwards), and closing the last descriptor of an
 //! unlinked file frees its blocks on Linux 6.1 and 6.12, wherefore a pin keeps the file open.
