@@ -79,6 +79,9 @@ pub const TABLE: &[Row] = &[
     (Operation::RenameOver, [Passes; 4]),
     (Operation::Unlink, [Passes; 4]),
     (Operation::FlipDaxFlag, [Passes; 4]),
+    (Operation::LoopDiscard, [Waits; 4]),
+    (Operation::Unmount, [Refused(Errno::EBUSY); 4]),
+    (Operation::RemountNever, [Refused(Errno::EINVAL); 4]),
 ];
 
 /// This kernel's version: two numbers.
@@ -125,5 +128,12 @@ mod tests {
             let rows = TABLE.iter().filter(|(other, _)| other == operation).count();
             assert_eq!(rows, 1, "{operation:?}");
         }
+    }
+
+    #[test]
+    fn the_documentation_has_this_table() {
+        let page = include_str!("../../../../docs/coherence-table.md");
+        let table = markdown();
+        assert!(page.ends_with(&table), "docs/coherence-table.md should end with:\n{table}");
     }
 }

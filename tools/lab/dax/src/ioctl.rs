@@ -2,6 +2,7 @@
 //! in linux/fs.h, fs/xfs/libxfs/xfs_fs.h and fs/ext4/ext4.h.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -195,6 +196,27 @@ pub fn copy_range(from: &File, to: &File, offset: u64, len: u64) -> Result<(), E
         count if count as u64 == len => Ok(()),
         _ => Err(Errno::EIO),
     }
+}
+
+/// `umount` of a mount point.
+pub fn unmount(folder: &CStr) -> Result<(), Errno> {
+    // SAFETY: a string that lives through the call.
+    Errno::result(unsafe { libc::umount2(folder.as_ptr(), 0) }).map(drop)
+}
+
+/// Mounts again, in place, with options of the file system.
+pub fn remount(folder: &CStr, options: &CStr) -> Result<(), Errno> {
+    // SAFETY: strings that live through the call; source and type are not looked at.
+    let ret = unsafe {
+        libc::mount(
+            std::ptr::null(),
+            folder.as_ptr(),
+            std::ptr::null(),
+            libc::MS_REMOUNT,
+            options.as_ptr().cast(),
+        )
+    };
+    Errno::result(ret).map(drop)
 }
 
 /// Inverts the file's DAX flag, which takes hold when the inode is read from disk again.

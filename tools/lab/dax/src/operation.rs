@@ -1,8 +1,11 @@
 //! The operations on a file that may change which blocks it has, each under one name.
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -53,6 +56,9 @@ pub enum Operation {
     RenameOver,
     Unlink,
     FlipDaxFlag,
+    LoopDiscard,
+    Unmount,
+    RemountNever,
 }
 
 /// How an operation is asked for.
@@ -145,12 +151,24 @@ impl Operation {
             Self::RenameOver => "rename over the file",
             Self::Unlink => "unlink of the last name",
             Self::FlipDaxFlag => "change of the DAX flag",
+            Self::LoopDiscard => "discard on a loop device over the file",
+            Self::Unmount => "umount",
+            Self::RemountNever => "remount with dax=never",
         }
     }
 
     /// Whether it works on a name, so that it does not matter when a descriptor was opened.
     pub fn is_by_name(self) -> bool {
-        matches!(self, Self::TruncateShrink | Self::OpenTrunc | Self::RenameOver | Self::Unlink)
+        matches!(
+            self,
+            Self::TruncateShrink
+                | Self::OpenTrunc
+                | Self::RenameOver
+                | Self::Unlink
+                | Self::LoopDiscard
+                | Self::Unmount
+                | Self::RemountNever
+        )
     }
 
     /// The same for io_uring, if it has it.
@@ -190,6 +208,10 @@ impl Operation {
                 Ring::Ftruncate { len } => ftruncate(file, len as i64),
             };
         }
+        let folder = || {
+            let folder = path.parent().unwrap_or(path).as_os_str().as_bytes();
+            CString::new(folder).map_err(|_| Errno::EINVAL)
+        };
         let io = |result: std::io::Result<()>| {
             result.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
         };
@@ -214,8 +236,24 @@ impl Operation {
             Self::RenameOver => io(fs::rename(other_path, path)),
             Self::Unlink => io(fs::remove_file(path)),
             Self::FlipDaxFlag => ioctl::flip_dax_flag(file),
+            Self::LoopDiscard => loop_discard(path),
+            Self::Unmount => ioctl::unmount(&folder()?),
+            Self::RemountNever => ioctl::remount(&folder()?, c"dax=never"),
             // Those of `ring`.
             _ => Err(Errno::ENOSYS),
         }
+    }
+}
+
+/// Discards a range of a loop device over the file, which its driver does from a kernel thread.
+fn loop_discard(path: &Path) -> Result<(), Errno> {
+    let script = format!(
+        "device=$(losetup --find --show \"$0\") && blkdiscard -o {AT} -l {LEN} \"$device\"; \
+         status=$?; losetup -d \"$device\"; exit $status"
+    );
+    let status = Command::new("sh").arg("-c").arg(script).arg(path).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(Errno::EIO),
     }
 }

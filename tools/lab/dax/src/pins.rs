@@ -8,8 +8,9 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use holdfast_dax::{AdoptedPin, Error, Memory, Pin, Populate, Source, layout, prove};
-use nix::fcntl::{FcntlArg, fcntl};
+use holdfast_dax::{AdoptedPin, Error, GRANULE, Memory, Pin, Populate, Source, layout, prove};
+use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
+use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::handover;
 use crate::operation::{AT, Files, Operation, PAGE, SIZE, Way};
@@ -142,6 +143,25 @@ pub fn run(report: &mut Report, folder: &Path, recent: bool) -> Result<()> {
         let only = found.len() == 1 && (found[0].offset, found[0].len) == (AT, PAGE);
         ensure!(only && !found[0].unwritten, "the pinned hole is {found:?}");
         Ok(())
+    });
+
+    report.check("a file mapped by huge pages is pinned like any other", || {
+        let files = Files::create(folder)?;
+        files.file.set_len(0)?;
+        fallocate(&files.file, FallocateFlags::empty(), 0, 2 * GRANULE as i64)?;
+        let memory = Memory::open(&Source::fs_dax(&files.path), 0, Populate::No)?;
+        let faults = || getrusage(UsageWho::RUSAGE_THREAD).map(|usage| usage.minor_page_faults());
+        let before = faults()?;
+        memory.populate(0, 2 * GRANULE)?;
+        let count = faults()? - before;
+        ensure!(count < 100, "1024 pages took {count} faults: it is mapped by small pages");
+        // In the middle of a huge page.
+        let mut pin = Pin::take(files.file.as_fd(), GRANULE + 7 * PAGE)?;
+        let worker = truncation(folder)?;
+        must_wait(&worker)?;
+        ensure!(pin.disturbed()?, "the guard page does not show it");
+        pin.release()?;
+        must_end(&worker)
     });
 
     report.check("nothing is pinned beyond the end of the file", || {

@@ -160,8 +160,8 @@ fn run_row(
         nics: row.nics.clone().unwrap_or_else(|| suite.nics.clone()),
         nic_options: row.nic_options.clone().unwrap_or_else(|| suite.nic_options.clone()),
         devices: Vec::new(),
-        append: suite.append.clone(),
-        nvdimm_mib: 0,
+        append: row.append.clone().unwrap_or_else(|| suite.append.clone()),
+        nvdimm_mib: suite.nvdimm_mib,
         limit: Duration::from_secs(suite.limit),
     };
     let mut verdict = Verdict {
@@ -209,6 +209,7 @@ fn job(suite: &Suite, row: &Row, debian: &Debian, holdfast: &Path) -> Result<Job
             }
             Need::LabDomain => job = job.file(beside_us("lab-domain")?, "bin/lab-domain"),
             Need::EndToEnd => job = end_to_end::add(job)?,
+            Need::LabDax => job = job.file(beside_us("lab-dax")?, "bin/lab-dax"),
             Need::LabPeer => job = job.file(beside_us("lab-peer")?, "bin/lab-peer"),
             Need::VmwPvrdma => {
                 job = job.file(debian.vmw_pvrdma(row.kernel)?, "vmw_pvrdma.ko");
@@ -224,7 +225,7 @@ fn judge(suite: &Suite, outcome: &Outcome, verdict: &mut Verdict) {
     verdict.seconds = outcome.seconds;
     verdict.checks = read_checks(&outcome.console);
     let dmesg = fs::read_to_string(outcome.out.join("dmesg")).unwrap_or_default();
-    let (kernel, faults) = judge_kernel_log(&dmesg, suite.faults);
+    let (kernel, faults) = judge_kernel_log(&dmesg, suite.faults, &suite.warnings);
     for check in &kernel {
         show(check);
     }
@@ -277,8 +278,11 @@ fn build() -> Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     let mut command = Command::new(cargo);
     command.args(["build", "--release", "--quiet"]);
-    for package in ["holdfast", "holdfast-lab-domain", "holdfast-lab-peer", "holdfast-verbs"] {
+    for package in ["holdfast", "holdfast-verbs"] {
         command.args(["-p", package]);
+    }
+    for checker in ["dax", "domain", "peer"] {
+        command.args(["-p", &format!("holdfast-lab-{checker}")]);
     }
     let status = Guarded::spawn(command.stdin(Stdio::null()), Terminal::Own)?
         .named("cargo build")

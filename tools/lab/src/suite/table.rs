@@ -35,6 +35,12 @@ pub struct Suite {
     /// Kernel parameters.
     #[serde(default)]
     pub append: String,
+    /// MiB of persistent memory.
+    #[serde(default)]
+    pub nvdimm_mib: u32,
+    /// Functions in which the suite provokes warnings of the kernel.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     #[serde(rename = "row")]
     pub rows: Vec<Row>,
 }
@@ -51,6 +57,8 @@ pub struct Row {
     pub nics: Option<Vec<Nic>>,
     /// In place of the suite's.
     pub nic_options: Option<Vec<String>>,
+    /// In place of the suite's.
+    pub append: Option<String>,
 }
 
 /// Something of ours that the guest gets.
@@ -63,6 +71,8 @@ pub enum Need {
     EndToEnd,
     /// The checker of the IOMMU layer.
     LabDomain,
+    /// The checker of files on persistent memory.
+    LabDax,
     /// The checker of Holdfast against Linux's driver.
     LabPeer,
     /// Linux's PVRDMA driver, loaded.
@@ -89,6 +99,7 @@ type Entry = (&'static str, &'static str, &'static str);
 
 const TABLES: &[Entry] = &[
     ("domain", include_str!("../../suites/domain.toml"), include_str!("../../suites/domain.sh")),
+    ("dax", include_str!("../../suites/dax.toml"), include_str!("../../suites/dax.sh")),
     (
         "vfio-user",
         include_str!("../../suites/vfio-user.toml"),
