@@ -27,6 +27,7 @@ mod notice;
 mod notifier;
 mod notifiers;
 mod sys;
+mod userfaultfd;
 mod watched;
 
 pub use cause::Cause;
@@ -39,4 +40,5 @@ pub use lease::{Hold, Leases};
 pub use notice::{MappingId, Notice, NotifierKind, Stage, Subject};
 pub use notifier::{Notifier, Terms};
 pub use notifiers::{Notifiers, Options, State, Statement};
+pub use userfaultfd::Userfaultfd;
 pub use watched::{Probe, Watched, WatchedFile, WatchedMapping};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     Fanotify, GuardPages, Hold, Inotify, KprobeEvents, Leases, Notice, Notifier, NotifierKind,
-    NotifyError, Subject, Terms, Watched,
+    NotifyError, Subject, Terms, Userfaultfd, Watched,
 };
 
 /// Which notifiers to bring up, and how.
@@ -142,18 +142,13 @@ impl Notifiers {
 }
 
 fn bring_up(kind: NotifierKind, options: &Options) -> Result<Box<dyn Notifier>, NotifyError> {
-    let missing = |reason: &str| NotifyError::Missing {
-        notifier: kind,
-        reason: reason.to_owned(),
-        errno: None,
-    };
     Ok(match kind {
         NotifierKind::GuardPage => Box::new(GuardPages::new(options.guard_period)?),
         NotifierKind::Kprobe => Box::new(KprobeEvents::new()?),
         NotifierKind::Inotify => Box::new(Inotify::new()?),
         NotifierKind::Fanotify => Box::new(Fanotify::new(options.hold_at_most)?),
         NotifierKind::Lease => Box::new(Leases::new(options.hold)?),
-        _ => return Err(missing("not brought up yet")),
+        NotifierKind::Userfaultfd => Box::new(Userfaultfd::new()?),
     })
 }
 

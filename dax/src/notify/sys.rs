@@ -166,6 +166,47 @@ pub fn signals_of_this_thread(signals: &[i32]) -> Result<OwnedFd, Errno> {
     descriptor(unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())
 }
 
+/// `userfaultfd(2)`.
+pub fn userfaultfd(flags: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only.
+    descriptor(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })
+}
+
+/// `UFFDIO_API` of linux/userfaultfd.h: asks for features; those there are come back.
+pub fn uffd_api(uffd: BorrowedFd<'_>, features: u64) -> Result<u64, Errno> {
+    // `struct uffdio_api`: version, features, ioctls.
+    let mut api = [0xaa_u64, features, 0];
+    // SAFETY: the structure has the size that the request's number says.
+    Errno::result(unsafe { libc::ioctl(uffd.as_raw_fd(), 0xc018_aa3f, api.as_mut_ptr()) })?;
+    Ok(api[1])
+}
+
+/// `UFFDIO_REGISTER`: a range of this process's addresses in a mode. It changes how faults there
+/// are handled, and no content.
+pub fn uffd_register(uffd: BorrowedFd<'_>, address: u64, len: u64, mode: u64) -> Result<(), Errno> {
+    // `struct uffdio_register`: start, length, mode, ioctls.
+    let mut register = [address, len, mode, 0];
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::ioctl(uffd.as_raw_fd(), 0xc020_aa00, register.as_mut_ptr()) })
+        .map(drop)
+}
+
+/// `UFFDIO_UNREGISTER`.
+pub fn uffd_unregister(uffd: BorrowedFd<'_>, address: u64, len: u64) -> Result<(), Errno> {
+    // `struct uffdio_range`.
+    let mut range = [address, len];
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::ioctl(uffd.as_raw_fd(), 0x8010_aa01, range.as_mut_ptr()) })
+        .map(drop)
+}
+
+/// Whether anything is mapped at a page of this process.
+pub fn is_mapped(page: u64) -> bool {
+    let mut vector = 0;
+    // SAFETY: one byte for one page is written; ENOMEM says that nothing is mapped there.
+    unsafe { libc::mincore(page as *mut libc::c_void, 1, &mut vector) == 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
