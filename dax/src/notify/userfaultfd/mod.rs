@@ -15,7 +15,7 @@ mod reader;
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
@@ -85,14 +85,20 @@ impl Userfaultfd {
         })?;
         let reader = Reader::new(uffd).map_err(|errno| call("eventfd", "itself", errno))?;
         let reader = Arc::new(reader);
+        // A thread that starts allocates, and must not be found at that by a fork.
+        let started = Arc::new(Barrier::new(2));
         let run = {
-            let reader = Arc::clone(&reader);
-            move || reader.run()
+            let (reader, started) = (Arc::clone(&reader), Arc::clone(&started));
+            move || {
+                started.wait();
+                reader.run();
+            }
         };
         let thread = std::thread::Builder::new().name("userfaultfd".into()).spawn(run);
         let thread = thread.map_err(|error| {
             call("clone", "its thread", Errno::from_raw(error.raw_os_error().unwrap_or(0)))
         })?;
+        started.wait();
         Ok(Self { reader, thread: Some(thread), spare: Vec::with_capacity(ROOM), forks })
     }
 }
@@ -190,6 +196,11 @@ impl Notifier for Userfaultfd {
 
 impl Drop for Userfaultfd {
     fn drop(&mut self) {
+        // First of all nobody may come to wait for the thread any more: one that ends frees
+        // memory, for which it may need a lock that a fork holds.
+        while let Some(at) = self.reader.pop() {
+            let _ = sys::uffd_unregister(self.reader.uffd(), at.start, at.end - at.start);
+        }
         self.reader.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -86,6 +86,11 @@ impl Reader {
         Some(state.mappings.swap_remove(at).at)
     }
 
+    /// Takes any mapping out, and says where it is now.
+    pub fn pop(&self) -> Option<Range<u64>> {
+        self.state().mappings.pop().map(|mapping| mapping.at)
+    }
+
     /// Hands over what was read. `spare` takes the place of the list that is handed over, so that
     /// nothing is allocated or called under the lock.
     pub fn collect(&self, spare: &mut Vec<Notice>, sink: &mut dyn FnMut(Notice)) {
@@ -119,11 +124,12 @@ impl Reader {
             let mut fds =
                 [self.uffd(), self.end.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             let _ = poll(&mut fds, PollTimeout::NONE);
-            if fds[1].any().unwrap_or(true) {
-                return;
-            }
+            let end = fds[1].any().unwrap_or(true);
             while let Ok(LEN) = read(&self.uffd, &mut bytes) {
                 self.take(parse(&bytes));
+            }
+            if end {
+                return;
             }
         }
     }
