@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Child;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,15 +62,14 @@ pub enum KeeperEvent {
 pub struct Keeper {
     options: KeeperOptions,
     child: Mutex<Child>,
-    calls: Mutex<Calls>,
+    /// Taken when this is dropped.
+    calls: Option<OwnedFd>,
     events: OwnedFd,
+    sequence: AtomicU32,
     next: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Calls {
-    socket: Option<OwnedFd>,
-    sequence: u32,
+    /// Held by whoever waits for an answer. Who only tells something does not wait for those who
+    /// wait.
+    asking: Mutex<()>,
 }
 
 /// While it exists, the keeper does not let the pin go; dropped, it may. Short is the word.
@@ -93,9 +92,11 @@ impl Keeper {
         let keeper = Self {
             options: options.clone(),
             child: Mutex::new(child),
-            calls: Mutex::new(Calls { socket: Some(calls), sequence: 0 }),
+            calls: Some(calls),
             events,
+            sequence: AtomicU32::new(1),
             next: AtomicU64::new(1),
+            asking: Mutex::new(()),
         };
         match keeper.wait_ready() {
             Ok(()) => {}
@@ -208,8 +209,7 @@ impl Keeper {
     }
 
     fn wait_ready(&self) -> Result<(), KeeperError> {
-        let calls = lock(&self.calls);
-        match receive(&calls, Instant::now() + PATIENCE)? {
+        match receive(self.socket()?, Instant::now() + PATIENCE)? {
             Reply::Ready { version: VERSION } => Ok(()),
             Reply::Ready { version } => {
                 Err(KeeperError::Version { found: version, wanted: VERSION })
@@ -225,12 +225,13 @@ impl Keeper {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), KeeperError> {
-        let mut calls = lock(&self.calls);
-        let asked = send(&mut calls, request, fds)?;
+        let _asking = lock(&self.asking);
+        let socket = self.socket()?;
+        let asked = self.send(request, fds)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             // Answers to what was only told come first.
-            if let Reply::Answer { sequence, result } = receive(&calls, deadline)?
+            if let Reply::Answer { sequence, result } = receive(socket, deadline)?
                 && sequence == asked
             {
                 return result.map_err(|errno| KeeperError::Refused { what, errno });
@@ -247,11 +248,35 @@ impl Keeper {
 
     /// Tells without waiting for the answer.
     fn tell(&self, request: &Request) {
-        let mut calls = lock(&self.calls);
-        // Answers that nobody waits for must not fill the socket.
-        while matches!(try_receive(&calls), Ok(Some(_))) {}
-        if let Err(error) = send(&mut calls, request, &[]) {
+        if let (Ok(_asking), Ok(socket)) = (self.asking.try_lock(), self.socket()) {
+            // Answers that nobody waits for must not fill the socket.
+            while matches!(try_receive(socket), Ok(Some(_))) {}
+        }
+        if let Err(error) = self.send(request, &[]) {
             tracing::debug!(%error, ?request, "the keeper was not told");
+        }
+    }
+
+    fn socket(&self) -> Result<&OwnedFd, KeeperError> {
+        self.calls.as_ref().ok_or(KeeperError::Gone)
+    }
+
+    /// Sends a request and gives its number.
+    fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<u32, KeeperError> {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let message = request.encode(sequence);
+        let socket = self.socket()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match scm::send(socket.as_fd(), &[std::io::IoSlice::new(&message)], fds) {
+                Ok(_) => return Ok(sequence),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => wait(socket, PollFlags::POLLOUT, deadline)?,
+                Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
+                    return Err(KeeperError::Gone);
+                }
+                Err(errno) => return Err(KeeperError::System { step: "ask the keeper", errno }),
+            }
         }
     }
 }
@@ -271,7 +296,7 @@ impl Drop for MapTurn<'_> {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        lock(&self.calls).socket = None;
+        self.calls = None;
         let mut child = lock(&self.child);
         let deadline = Instant::now() + FAREWELL;
         while matches!(child.try_wait(), Ok(None)) {
@@ -285,37 +310,16 @@ impl Drop for Keeper {
     }
 }
 
-fn send(calls: &mut Calls, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<u32, KeeperError> {
-    calls.sequence = calls.sequence.wrapping_add(1);
-    let sequence = calls.sequence;
-    let socket = calls.socket.as_ref().ok_or(KeeperError::Gone)?;
-    let message = request.encode(sequence);
-    let deadline = Instant::now() + PATIENCE;
+fn receive(socket: &OwnedFd, deadline: Instant) -> Result<Reply, KeeperError> {
     loop {
-        match scm::send(socket.as_fd(), &[std::io::IoSlice::new(&message)], fds) {
-            Ok(_) => return Ok(sequence),
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => wait(socket, PollFlags::POLLOUT, deadline)?,
-            Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
-                return Err(KeeperError::Gone);
-            }
-            Err(errno) => return Err(KeeperError::System { step: "ask the keeper", errno }),
-        }
-    }
-}
-
-fn receive(calls: &Calls, deadline: Instant) -> Result<Reply, KeeperError> {
-    let socket = calls.socket.as_ref().ok_or(KeeperError::Gone)?;
-    loop {
-        if let Some(reply) = try_receive(calls)? {
+        if let Some(reply) = try_receive(socket)? {
             return Ok(reply);
         }
         wait(socket, PollFlags::POLLIN, deadline)?;
     }
 }
 
-fn try_receive(calls: &Calls) -> Result<Option<Reply>, KeeperError> {
-    let socket = calls.socket.as_ref().ok_or(KeeperError::Gone)?;
+fn try_receive(socket: &OwnedFd) -> Result<Option<Reply>, KeeperError> {
     let mut bytes = [0; MESSAGE];
     match scm::recv(socket.as_fd(), &mut bytes, &mut Vec::new(), 0) {
         Ok(received) if received.bytes > 0 => {
