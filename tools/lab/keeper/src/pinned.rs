@@ -10,10 +10,10 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 use anyhow::{Context as _, Result, ensure};
-use holdfast::coherence::keeper::PinParts;
+use holdfast_dax::PinParts;
 use holdfast_iommu::Backing;
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
@@ -46,6 +46,15 @@ impl Pinned {
     pub fn parts(&self) -> PinParts<'_> {
         let (read, write) = (self.read.as_fd(), self.write.as_fd());
         PinParts { read, write, file: self.file.as_fd(), offset: 0 }
+    }
+
+    /// Lets the pin go, as far as this process has it: its page table entry, then the pipe.
+    pub fn release(&self) -> Result<()> {
+        // SAFETY: the page is ours and nothing refers to it.
+        unsafe { madvise(self.page, PAGE.get(), MmapAdvise::MADV_DONTNEED) }?;
+        let got = nix::unistd::read(&self.read, &mut [0; 4096])?;
+        ensure!(got == PAGE.get(), "{got} bytes were in the pipe");
+        Ok(())
     }
 
     /// The page's physical memory, for a type1 container.

@@ -210,6 +210,7 @@ fn job(suite: &Suite, row: &Row, debian: &Debian, holdfast: &Path) -> Result<Job
             Need::LabDomain => job = job.file(beside_us("lab-domain")?, "bin/lab-domain"),
             Need::EndToEnd => job = end_to_end::add(job)?,
             Need::LabDax => job = job.file(beside_us("lab-dax")?, "bin/lab-dax"),
+            Need::LabKeeper => job = job.file(beside_us("lab-keeper")?, "bin/lab-keeper"),
             Need::LabPeer => job = job.file(beside_us("lab-peer")?, "bin/lab-peer"),
             Need::VmwPvrdma => {
                 job = job.file(debian.vmw_pvrdma(row.kernel)?, "vmw_pvrdma.ko");
@@ -281,7 +282,7 @@ fn build() -> Result<()> {
     for package in ["holdfast", "holdfast-verbs"] {
         command.args(["-p", package]);
     }
-    for checker in ["dax", "domain", "peer"] {
+    for checker in ["dax", "domain", "keeper", "peer"] {
         command.args(["-p", &format!("holdfast-lab-{checker}")]);
     }
     let status = Guarded::spawn(command.stdin(Stdio::null()), Terminal::Own)?

@@ -73,6 +73,8 @@ pub enum Need {
     LabDomain,
     /// The checker of files on persistent memory.
     LabDax,
+    /// The checker of the keeper.
+    LabKeeper,
     /// The checker of Holdfast against Linux's driver.
     LabPeer,
     /// Linux's PVRDMA driver, loaded.
@@ -100,6 +102,7 @@ type Entry = (&'static str, &'static str, &'static str);
 const TABLES: &[Entry] = &[
     ("domain", include_str!("../../suites/domain.toml"), include_str!("../../suites/domain.sh")),
     ("dax", include_str!("../../suites/dax.toml"), include_str!("../../suites/dax.sh")),
+    ("keeper", include_str!("../../suites/keeper.toml"), include_str!("../../suites/keeper.sh")),
     (
         "vfio-user",
         include_str!("../../suites/vfio-user.toml"),
