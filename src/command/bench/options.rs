@@ -80,7 +80,9 @@ arguments:
   holdfast bench send lat --device vfio-user:/tmp/b.sock --connect 127.0.0.1:18515
 
 Latency of write and send is half of a round trip: one side writes, the other sees its memory
-change and writes back. Latency of read, cas and faa is from posting to completion.";
+change and writes back. Latency of read, cas and faa is from posting to completion.
+
+A device that carries out only SEND and RECV (QEMU 7.2's own pvrdma) can be measured with send.";
 
 /// Arguments of `holdfast bench`.
 #[derive(Debug, Clone, Args)]
