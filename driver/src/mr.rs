@@ -148,7 +148,7 @@ impl MemoryRegion {
         let request =
             cmd::DestroyMr { hdr: Default::default(), mr_handle: self.handle, reserved: 0 };
         let result = self.pd.device().channel.execute(request).map(drop);
-        if result.is_err() {
+        if result.as_ref().is_err_and(|error| !error.is_gone()) {
             // The device may still read the directory.
             std::mem::forget(directory);
         }

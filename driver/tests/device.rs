@@ -169,6 +169,60 @@ fn polling_touches_no_interrupt_and_eventfds_are_offered_on_request() {
 }
 
 #[test]
+fn the_kernel_can_ask_for_the_function_until_the_device_is_closed() {
+    let fake = Fake::new(Model::default());
+    let device = fake.open().unwrap();
+    assert!(device.removal_fd().is_some() && !device.removal_requested());
+    let ask = || {
+        let state = fake.state();
+        nix::unistd::write(state.removal.as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
+    };
+    ask();
+    assert!(device.removal_requested() && device.removal_requested(), "it stays so");
+    // It asks again and again.
+    ask();
+    assert!(device.removal_requested());
+    drop(device);
+    assert!(fake.state().removal.is_none());
+}
+
+#[test]
+fn a_device_that_was_pulled_is_gone_at_once_and_takes_its_objects_along() {
+    let fake = Fake::new(Model::default());
+    let device = fake.open().unwrap();
+    device.bind_gid(0, [3; 16]).unwrap();
+    let uar = device.alloc_uar().unwrap();
+    let pd = device.alloc_pd(&uar).unwrap();
+    let cq = device.create_cq(&uar, 64).unwrap();
+    let qp = device.create_qp(&pd, &uar, &QpConfig::new(QpType::Rc, 8), &cq, &cq).unwrap();
+    let mr = device.register_mr(&pd, 0x1000, 4096, &[0x7000], 1).unwrap();
+    device.check_present().unwrap();
+
+    fake.state().gone = true;
+    let start = Instant::now();
+    assert!(matches!(device.check_present(), Err(Error::Gone)));
+    assert!(matches!(device.query_port(1), Err(Error::Gone)));
+    // Whatever is plugged in there next is not what was opened.
+    fake.state().gone = false;
+    assert!(matches!(device.query_port(1), Err(Error::Gone)));
+    fake.state().gone = true;
+    assert!(error_of(mr.destroy()).is_gone());
+    drop((qp, cq, pd, uar, device));
+    assert!(start.elapsed() < Duration::from_secs(1), "nothing was waited for");
+    assert_eq!(fake.memory.page_count(), 0, "and its memory came back");
+    assert!(error_of(fake.open()).is_gone());
+}
+
+#[test]
+fn a_refusal_with_eperm_is_not_taken_for_an_absent_device() {
+    let fake = Fake::new(Model::default());
+    let device = fake.open().unwrap();
+    fake.state().refuse = Some(nix::errno::Errno::EPERM);
+    let error = error_of(device.query_port(1));
+    assert!(matches!(error, Error::Refused { errno: nix::errno::Errno::EPERM, .. }), "{error}");
+}
+
+#[test]
 fn an_asynchronous_device_is_waited_for() {
     let fake = Fake::new(model(|m| m.answer_delay = Some(Duration::from_millis(3))));
     let device = fake.open().unwrap();

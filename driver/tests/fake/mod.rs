@@ -18,7 +18,7 @@ use holdfast_driver::wire::dsr::{Caps, SharedRegion};
 use holdfast_driver::wire::wqe::{self, FLAG_SIGNALED, RecvHeader, SendHeader};
 use holdfast_driver::wire::{PAGE_SIZE, PCI_DEVICE_ID, PCI_VENDOR_ID, pdir, regs, uar};
 use holdfast_driver::{Device, Error, Options};
-use holdfast_vfio::device::{DeviceInfo, IrqInfo, REGION_CONFIG, RegionInfo};
+use holdfast_vfio::device::{DeviceInfo, IRQ_REQUEST, IrqInfo, REGION_CONFIG, RegionInfo};
 use holdfast_vfio::{Device as Transport, MappedRegion, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -132,6 +132,12 @@ pub struct State {
     pub writes: Vec<(u32, u64, u32)>,
     /// Doorbells received through the transport.
     pub doorbells: u32,
+    /// What the driver wants to be asked by for the function.
+    pub removal: Option<OwnedFd>,
+    /// The device was pulled: reads give all ones, writes go nowhere.
+    pub gone: bool,
+    /// What commands are refused with.
+    pub refuse: Option<nix::errno::Errno>,
 }
 
 pub struct Fake {
@@ -225,8 +231,11 @@ impl Fake {
             state.err = regs::ERR_NO_DSR;
             return;
         };
-        state.err = 0;
+        state.err = state.refuse.map_or(0, |errno| -(errno as i32) as u32);
         state.log.push(command);
+        if state.refuse.is_some() {
+            return;
+        }
         let mut response = [0; MAX_RESPONSE];
         response[..8].copy_from_slice(&header.response.to_le_bytes());
         response[8..12].copy_from_slice(&cmd::ack(header.cmd).to_le_bytes());
@@ -510,6 +519,7 @@ impl Transport for Fake {
     fn read_region(&self, index: u32, offset: u64, buf: &mut [u8]) -> Result<()> {
         let state = self.state();
         let value = match (index, offset) {
+            _ if state.gone => !0,
             (REGION_CONFIG, 0) => u32::from(PCI_VENDOR_ID) | u32::from(PCI_DEVICE_ID) << 16,
             (REGION_CONFIG, 4) => state.pci_command.into(),
             (regs::BAR_REGS, regs::VERSION) => self.model.version,
@@ -531,6 +541,9 @@ impl Transport for Fake {
         let value = u32::from_le_bytes(word);
         let mut state = self.state();
         state.writes.push((index, offset, value));
+        if state.gone {
+            return Ok(());
+        }
         match (index, offset) {
             (REGION_CONFIG, 4) => state.pci_command = value as u16,
             (regs::BAR_REGS, regs::DSR_LOW) => state.dsr_low = value,
@@ -566,16 +579,23 @@ impl Transport for Fake {
         Ok(0xfeb0_0000)
     }
 
-    fn irq(&self, _index: u32) -> Result<IrqInfo> {
-        Ok(IrqInfo { count: 3, eventfd: true })
+    fn irq(&self, index: u32) -> Result<IrqInfo> {
+        Ok(IrqInfo { count: if index == IRQ_REQUEST { 1 } else { 3 }, eventfd: true })
     }
 
-    fn enable_irqs(&self, _index: u32, fds: &[Option<BorrowedFd<'_>>]) -> Result<()> {
-        assert_eq!(fds.len(), 3);
+    fn enable_irqs(&self, index: u32, fds: &[Option<BorrowedFd<'_>>]) -> Result<()> {
+        assert_eq!(fds.len() as u32, self.irq(index)?.count);
+        if index == IRQ_REQUEST {
+            let fd = fds[0].expect("an eventfd").try_clone_to_owned().expect("a descriptor");
+            self.state().removal = Some(fd);
+        }
         Ok(())
     }
 
-    fn disable_irqs(&self, _index: u32) -> Result<()> {
+    fn disable_irqs(&self, index: u32) -> Result<()> {
+        if index == IRQ_REQUEST {
+            self.state().removal = None;
+        }
         Ok(())
     }
 

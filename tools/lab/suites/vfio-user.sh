@@ -2,7 +2,6 @@
 . /job/lab/check.sh
 case $ROW in
 *vmxnet3*) modprobe vmxnet3; one=0000:00:10.1 two=0000:00:11.1 members=2 ;;
-unplugged) one=0000:01:00.0 two=0000:02:00.0 members=1 ;;
 *) one=0000:00:10.0 two=0000:00:11.0 members=1 ;;
 esac
 numbers=/job/out/numbers
@@ -54,27 +53,6 @@ check "bind gives the whole group to vfio-pci" holdfast bind $one
 check "all $members functions of the group belong to vfio-pci" bound $one
 check "bind gives the second group too" holdfast bind $two
 check "bind again has nothing to do" holdfast bind $one
-
-if [ "$ROW" = unplugged ]; then
-    # QEMU asks the guest's kernel for the function, which asks the owner.
-    asked() {
-        start_traffic || return 1
-        echo "device_del nic1" >"$(port lab.monitor)"
-        ends_and_says "$two is being removed" && gone $two && nothing_left
-    }
-    check "a NIC that is unplugged under load is let go of, and its user told" asked
-    check "the other one still works" holdfast pingpong --device $one --iters 20
-    pulled() {
-        holdfast pingpong --device $one --iters 100000000 --timeout 5 >victim.log 2>&1 &
-        victim=$!
-        sleep 2
-        nic "unplug 0"
-        ends_and_says "$one: the device is gone"
-    }
-    check "a NIC that is pulled without a word is missed, and its user told" pulled
-    [ $failed = 0 ]
-    exit
-fi
 
 for size in 0 1 4095 4096 4097; do
     check "pingpong of $size bytes between two NICs" pingpong --size $size --iters 20

@@ -7,7 +7,6 @@
 mod console;
 mod job;
 mod nic;
-mod ports;
 mod pvrdma;
 mod qemu;
 mod rundir;

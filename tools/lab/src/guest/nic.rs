@@ -11,7 +11,6 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::QemuVersion;
-use super::ports;
 use super::pvrdma::{self, Pvrdma};
 use crate::process::{self, Guarded, Terminal};
 
@@ -21,8 +20,6 @@ use crate::process::{self, Guarded, Terminal};
 pub enum Nic {
     /// Our emulated NIC, in a process of its own, behind `vfio-user-pci`.
     Holdfast { vmxnet3: bool },
-    /// The same, alone behind a PCI Express port of its own, out of which it can be pulled.
-    Pluggable,
     /// A vfio-user device that someone else serves on a socket.
     Socket { path: PathBuf, vmxnet3: bool },
     /// The PVRDMA device that QEMU 7.2 has itself, at function 1 beside its vmxnet3.
@@ -36,13 +33,13 @@ pub enum Nic {
 /// How people write them.
 pub const SYNTAX: &str = "holdfast | socket=PATH | qemu-pvrdma | edu | iommu-testdev; the first \
                           two with +vmxnet3 to sit beside the Ethernet NIC that Linux's driver \
-                          wants, the first with +port to be unplugged";
+                          wants";
 
 impl Nic {
     /// The one QEMU that has it, if not both do.
     pub fn needs(&self) -> Option<QemuVersion> {
         match self {
-            Nic::Holdfast { .. } | Nic::Pluggable | Nic::Socket { .. } | Nic::IommuTestdev => {
+            Nic::Holdfast { .. } | Nic::Socket { .. } | Nic::IommuTestdev => {
                 Some(QemuVersion::V11_1)
             }
             Nic::QemuPvrdma => Some(QemuVersion::V7_2),
@@ -78,7 +75,6 @@ impl FromStr for Nic {
             Some(("socket", path)) if !path.is_empty() => {
                 Ok(Nic::Socket { path: path.into(), vmxnet3 })
             }
-            None if name == "holdfast+port" && !vmxnet3 => Ok(Nic::Pluggable),
             None if name == "holdfast" => Ok(Nic::Holdfast { vmxnet3 }),
             None if name == "qemu-pvrdma" && !vmxnet3 => Ok(Nic::QemuPvrdma),
             None if name == "edu" && !vmxnet3 => Ok(Nic::Edu),
@@ -139,11 +135,6 @@ pub fn attach(
                 arguments.extend(vfio_user(&socket, slot, *vmxnet3));
                 sockets.push(socket);
             }
-            Nic::Pluggable => {
-                let socket = folder.join(format!("nic{index}.sock"));
-                arguments.extend(ports::pluggable(&socket, index, slot));
-                sockets.push(socket);
-            }
             Nic::Socket { path, vmxnet3 } => {
                 let path = path.canonicalize().with_context(|| format!("no socket {path:?}"))?;
                 arguments.extend(vfio_user(&path, slot, *vmxnet3));
@@ -160,15 +151,12 @@ pub fn attach(
             }
         }
     }
-    if nics.contains(&Nic::Pluggable) {
-        arguments.extend(ports::monitor(folder));
-    }
-    // The control socket, unless the options name one.
+    // The guest reaches the control socket, unless the options name another.
     let control = folder.join("control.sock");
     let mut options = options.to_vec();
     if !sockets.is_empty() && !options.iter().any(|option| option.starts_with("--control")) {
         options.extend(["--control".to_owned(), control.display().to_string()]);
-        arguments.extend(ports::control(&control));
+        arguments.extend(control_port(&control));
     }
     let log = folder.join("nic.log");
     let server =
@@ -204,6 +192,16 @@ fn vfio_user(socket: &Path, slot: usize, beside_vmxnet3: bool) -> Vec<String> {
         "x-no-posted-writes": true,
     });
     arguments.extend(device(description.to_string()));
+    arguments
+}
+
+/// A virtio serial port, `lab.nic`, that is joined to the control socket of `holdfast nic`. A silent
+/// client is dropped there after a minute; QEMU then connects again.
+fn control_port(socket: &Path) -> Vec<String> {
+    let path = socket.display().to_string().replace(',', ",,");
+    let chardev = format!("socket,id=nic-control,path={path},reconnect-ms=500");
+    let mut arguments = vec!["-chardev".to_owned(), chardev];
+    arguments.extend(device("virtserialport,chardev=nic-control,name=lab.nic".to_owned()));
     arguments
 }
 
@@ -245,8 +243,6 @@ mod tests {
         for (text, nic) in [
             ("holdfast", Some(Nic::Holdfast { vmxnet3: false })),
             ("holdfast+vmxnet3", Some(Nic::Holdfast { vmxnet3: true })),
-            ("holdfast+port", Some(Nic::Pluggable)),
-            ("holdfast+port+vmxnet3", None),
             ("socket=/run/x.sock", Some(socket(false))),
             ("socket=/run/x.sock+vmxnet3", Some(socket(true))),
             ("edu", Some(Nic::Edu)),

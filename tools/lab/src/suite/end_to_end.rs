@@ -16,42 +16,51 @@ use crate::process::{Guarded, Terminal};
 /// Those that can use any two devices.
 const TESTS: [&str; 5] = ["opcodes", "errors", "interrupts", "many", "reset"];
 
-/// Where cargo's messages of the last build are kept: they say where the programs are.
-fn messages() -> Result<PathBuf> {
-    beside_us("lab-tests.json")
+/// Where a test's program is kept, whatever hash cargo puts into its name.
+fn program(test: &str) -> Result<PathBuf> {
+    beside_us(&format!("lab-test-{test}"))
 }
 
 /// Puts them into the guest's PATH.
 pub fn add(mut job: Job) -> Result<Job> {
-    let path = messages()?;
-    let messages = fs::read_to_string(&path)
-        .with_context(|| format!("no {path:?}: run `cargo lab test` once without --no-build"))?;
     for test in TESTS {
-        let program = messages.lines().find_map(|line| executable(line, test));
-        let program =
-            program.with_context(|| format!("cargo did not say where it built {test}"))?;
+        let program = program(test)?;
+        let hint = "run `cargo lab test` once without --no-build";
+        program.metadata().with_context(|| format!("no {program:?}: {hint}"))?;
         job = job.file(program, format!("bin/test-{test}"));
     }
     Ok(job)
 }
 
-/// Builds them, if cargo started us.
+/// Builds them as `cargo test` does, if cargo started us: where the tests were run before, nothing
+/// is left to compile.
 pub fn build() -> Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
+    let kept = beside_us("lab-tests.json")?;
+    let messages = File::create(&kept).with_context(|| format!("cannot write {kept:?}"))?;
     let mut command = Command::new(cargo);
-    command.args(["test", "--release", "--quiet", "--no-run", "--message-format=json"]);
-    command.args(["-p", "holdfast"]);
+    command.args(["test", "--quiet", "--no-run", "--message-format=json", "-p", "holdfast"]);
+    command.args(TESTS.iter().flat_map(|test| ["--test", test]));
+    run(command.stdout(messages), "cargo test --no-run")?;
+    let messages = fs::read_to_string(&kept)?;
     for test in TESTS {
-        command.args(["--test", test]);
+        let built = messages.lines().find_map(|line| executable(line, test));
+        let built = built.with_context(|| format!("cargo did not say where it built {test}"))?;
+        // What a debugger needs is nine tenths of it.
+        let mut strip = Command::new("strip");
+        strip.args(["--strip-debug", "-o"]).arg(program(test)?).arg(built);
+        run(&mut strip, "strip (of binutils)")?;
     }
-    let path = messages()?;
-    let messages = File::create(&path).with_context(|| format!("cannot write {path:?}"))?;
-    command.stdin(Stdio::null()).stdout(messages);
-    let status = Guarded::spawn(&mut command, Terminal::Own)?
-        .named("cargo test --no-run")
+    Ok(())
+}
+
+fn run(command: &mut Command, name: &'static str) -> Result<()> {
+    let status = Guarded::spawn(command.stdin(Stdio::null()), Terminal::Own)
+        .with_context(|| format!("cannot start {name}"))?
+        .named(name)
         .wait(Duration::from_secs(3600))?;
     if !status.success() {
-        bail!("cargo test --no-run of the end-to-end tests failed");
+        bail!("{name} failed");
     }
     Ok(())
 }
