@@ -12,7 +12,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use holdfast_dax::notify::{Notice, Options, Statement};
+use holdfast_dax::notify::{Notice, NotifierKind, Options, Statement};
 use holdfast_dax::{GRANULE, Memory};
 use holdfast_iommu::Prot;
 
@@ -40,7 +40,8 @@ pub struct GuardOptions {
     pub cpu: Option<usize>,
     /// Real-time priority (SCHED_FIFO, 1 to 99) of its thread, where that is allowed.
     pub priority: Option<u8>,
-    /// Which notifiers to use, and how; by default all that this machine allows.
+    /// Which notifiers to use, and how; by default all that this machine allows but leases: while
+    /// one is held, whoever opens the file with O_NONBLOCK, as truncate(1) does, fails with EAGAIN.
     pub notifiers: Options,
     /// The keeper process, which is started with the first region that needs a pin. `None`: there
     /// is none, and a kill of this process at the wrong instant may let a device write into blocks
@@ -53,10 +54,15 @@ impl Default for GuardOptions {
         Self {
             cpu: None,
             priority: None,
-            notifiers: Options::default(),
+            notifiers: Options { kinds: quiet_notifiers(), ..Options::default() },
             keeper: Some(KeeperOptions::default()),
         }
     }
+}
+
+/// The notifiers that no other program sees anything of but a short wait.
+fn quiet_notifiers() -> Vec<NotifierKind> {
+    NotifierKind::ALL.into_iter().filter(|kind| *kind != NotifierKind::Lease).collect()
 }
 
 /// Guards regions: see [`crate::coherence`]. A handle is cheap to clone; the guard ends when the

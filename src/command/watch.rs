@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use holdfast::coherence::{
-    Event, EventKind, Events, Guard, GuardOptions, NotifierKind, NotifierOptions, Policy, Reaction,
-    RegionId,
+    Event, EventKind, Events, Guard, GuardOptions, NotifierKind, Policy, Reaction, RegionId,
 };
 use holdfast::{
     Access, Device, DeviceAddress, EmulatedNic, EmulatedOptions, Memory, MemoryRegion, Populate,
@@ -56,7 +55,8 @@ pub struct WatchOptions {
     #[arg(long)]
     no_follow: bool,
 
-    /// Use these notifiers only; may be repeated [default: all that this machine allows]
+    /// Use these notifiers only; may be repeated [default: all that this machine allows but lease,
+    /// under which other programs that open the file with O_NONBLOCK fail]
     #[arg(long, value_enum, value_name = "NOTIFIER")]
     notifier: Vec<NotifierName>,
 
@@ -139,16 +139,11 @@ struct Line<'a> {
 
 /// Watches.
 pub fn run(options: &WatchOptions) -> anyhow::Result<ExitCode> {
-    let guard = Guard::start(GuardOptions {
-        notifiers: NotifierOptions {
-            kinds: match options.notifier.as_slice() {
-                [] => NotifierKind::ALL.to_vec(),
-                named => named.iter().map(|name| NotifierKind::from(*name)).collect(),
-            },
-            ..NotifierOptions::default()
-        },
-        ..GuardOptions::default()
-    })?;
+    let mut notifiers = GuardOptions::default().notifiers;
+    if !options.notifier.is_empty() {
+        notifiers.kinds = options.notifier.iter().map(|name| NotifierKind::from(*name)).collect();
+    }
+    let guard = Guard::start(GuardOptions { notifiers, ..GuardOptions::default() })?;
     if options.statement {
         print(format_args!("{}\n", guard.statement()))?;
         return Ok(ExitCode::SUCCESS);
