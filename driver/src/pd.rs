@@ -47,7 +47,9 @@ impl Drop for ProtectionDomain {
     fn drop(&mut self) {
         let request =
             cmd::DestroyPd { hdr: Default::default(), pd_handle: self.handle, reserved: 0 };
-        if let Err(error) = self.device().channel.execute(request) {
+        if let Err(error) = self.device().channel.execute(request)
+            && !error.is_gone()
+        {
             tracing::warn!(%error, pd = self.handle, "a protection domain was not destroyed");
         }
     }

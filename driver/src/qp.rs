@@ -276,6 +276,7 @@ impl Drop for QpInner {
         if !idle
             && !device.quirks().never_flushes
             && let Err(error) = crate::qp_state::modify_to_error(self)
+            && !error.is_gone()
         {
             tracing::warn!(%error, qp = self.handle, "a queue pair did not go to ERR");
         }

@@ -27,8 +27,10 @@ nothing_left() { # what a NIC has when nobody owns it, within a second or two
     done
 }
 # A command that goes on until it is stopped; its number is in $victim, what it says in victim.log.
-start_traffic() {
-    holdfast pingpong --device $one --device $two --iters 100000000 --timeout 5 >victim.log 2>&1 &
+start_traffic() { # start_traffic BDF...
+    devices=
+    for device in "$@"; do devices="$devices --device $device"; done
+    holdfast pingpong $devices --iters 100000000 --timeout 5 >victim.log 2>&1 &
     victim=$!
     sleep 2
     kill -0 $victim || { cat victim.log; return 1; }
@@ -94,14 +96,14 @@ cd /job
 check "the NICs have nothing left of all that" nothing_left
 
 killed() {
-    start_traffic || return 1
+    start_traffic $one $two || return 1
     kill -9 $victim || return 1
     wait $victim
     nothing_left && pingpong --iters 10
 }
 check "after a kill -9 of its driver nothing is left in the NICs, and they work again" killed
 removed() {
-    start_traffic || return 1
+    start_traffic $one $two || return 1
     # Returns when the owner has let go.
     timeout 30 sh -c "echo 1 >/sys/bus/pci/devices/$two/remove" || return 1
     ends_and_says "$two is being removed" && gone $two && nothing_left || return 1
@@ -114,8 +116,8 @@ check "bind takes it again" holdfast bind $one
 check "and it works" pingpong --iters 10
 
 pulled() {
-    start_traffic || return 1
-    nic "unplug 1"
+    start_traffic $two || return 1
+    nic "unplug 1" || return 1
     ends_and_says "$two: the device is gone" && nothing_left
 }
 check "a NIC that is pulled without a word is missed, and its user told" pulled

@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -86,8 +87,6 @@ const MAILBOX: usize = 1024;
 #[derive(Debug)]
 pub struct NicProcess {
     shutdown: Shutdown,
-    // Ends the serving of one NIC, for each with a socket.
-    unplug: Vec<Shutdown>,
     mail: Sender<Mail>,
     bell: Arc<Bell>,
     // One per NIC; locked by whoever serves a client of it.
@@ -121,7 +120,7 @@ impl NicProcess {
         }
 
         let shutdown = Shutdown::new()?;
-        let unplug = sockets.iter().map(|_| Shutdown::new()).collect::<Result<Vec<_>, _>>()?;
+        let unplugged: Arc<[_]> = (0..count).map(|_| Arc::new(AtomicBool::new(false))).collect();
         let bell = Arc::new(Bell::new().map_err(Error::Bell)?);
         let (mail, mailbox) = bounded(MAILBOX);
         let mut processor = Processor::new(mailbox, bell.clone());
@@ -147,11 +146,11 @@ impl NicProcess {
                 bell.clone(),
                 mapped_doorbells,
                 options.reset_on_disconnect,
+                unplugged[nic].clone(),
             ))));
         }
         let mut this = Self {
             shutdown,
-            unplug,
             mail,
             bell,
             backends,
@@ -171,7 +170,7 @@ impl NicProcess {
             this.start_server(nic, listener)?;
         }
         if let Some(listener) = control {
-            this.start_control(listener)?;
+            this.start_control(listener, unplugged)?;
         }
         Ok(this)
     }
@@ -208,11 +207,11 @@ impl NicProcess {
     }
 
     fn start_server(&self, nic: usize, listener: Listener) -> Result<(), Error> {
-        let (backend, unplug) = (self.backends[nic].clone(), self.unplug[nic].clone());
+        let (backend, shutdown) = (self.backends[nic].clone(), self.shutdown.clone());
         self.keep(spawn("nic-server", move || {
             let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
             let ended = |end| tracing::info!(nic, ?end, "client gone");
-            if let Err(error) = listener.serve(&mut *backend, &limits(), &unplug, ended) {
+            if let Err(error) = listener.serve(&mut *backend, &limits(), &shutdown, ended) {
                 tracing::error!(nic, %error, "no more clients are served");
             }
         })?);
@@ -234,10 +233,21 @@ impl NicProcess {
         Ok(())
     }
 
-    fn start_control(&self, listener: Listener) -> Result<(), Error> {
-        let (shutdown, unplug) = (self.shutdown.clone(), self.unplug.clone().into());
+    fn start_control(
+        &self,
+        listener: Listener,
+        unplugged: Arc<[Arc<AtomicBool>]>,
+    ) -> Result<(), Error> {
+        let shutdown = self.shutdown.clone();
         let (mail, bell) = (self.mail.clone(), self.bell.clone());
         self.keep(spawn("nic-control", move || {
+            let unplug: control::Unplug = {
+                let (mail, bell) = (mail.clone(), bell.clone());
+                Arc::new(move |nic| {
+                    unplugged.get(nic)?.store(true, Ordering::Release);
+                    forget(nic, &mail, &bell)
+                })
+            };
             let ask: control::Ask = Arc::new(move || report(&mail, &bell));
             let subject = control::Subject { ask, unplug };
             if let Err(error) = control::serve(&listener, &subject, &shutdown) {
@@ -299,7 +309,6 @@ impl NicProcess {
 
     fn stop(&mut self) {
         self.shutdown.trigger();
-        self.unplug.iter().for_each(Shutdown::trigger);
         let servers =
             std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
         for server in servers {
@@ -345,6 +354,14 @@ fn report(mail: &Sender<Mail>, bell: &Bell) -> Option<Report> {
     mail.send(Mail::Report { reply }).ok()?;
     bell.ring();
     answer.recv_timeout(Duration::from_secs(5)).ok()
+}
+
+/// Makes NIC `nic` forget its queues and regions.
+fn forget(nic: usize, mail: &Sender<Mail>, bell: &Bell) -> Option<()> {
+    let (reply, answer) = bounded(1);
+    mail.send(Mail::Reset { nic, gone: false, reply }).ok()?;
+    bell.ring();
+    answer.recv_timeout(Duration::from_secs(5)).ok().map(drop)
 }
 
 fn pin(cpu: usize) -> nix::Result<()> {

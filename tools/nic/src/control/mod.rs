@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `counters` | everything the engine and the fronts counted, per NIC |
 //! | `state` | clients, queue pairs and mappings per NIC, and how the processor fares |
-//! | `unplug N` | NIC N is gone for good, as a card that was pulled: its client's connection ends |
+//! | `unplug N` | NIC N is as a card that was pulled, for good: it forgets everything, and all reads give ones |
 //!
 //! Anything else is answered with an object that has an `error`. Each client has a thread, at most
 //! [`MAX_CLIENTS`] at a time; one that is silent for a minute is dropped.
@@ -32,13 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Asks the processor; `None` when it has ended.
 pub(crate) type Ask = Arc<dyn Fn() -> Option<Report> + Send + Sync>;
 
+/// Pulls a NIC; `None` when there is no such NIC.
+pub(crate) type Unplug = Arc<dyn Fn(usize) -> Option<()> + Send + Sync>;
+
 /// What the control socket reaches.
 #[derive(Clone)]
 pub(crate) struct Subject {
-    /// Asks the processor.
     pub ask: Ask,
-    /// Ends the serving of each NIC that has a socket.
-    pub unplug: Arc<[Shutdown]>,
+    pub unplug: Unplug,
 }
 
 /// Serves control clients until `shutdown` is triggered.
@@ -91,13 +92,9 @@ fn converse(stream: &UnixStream, subject: &Subject) -> std::io::Result<()> {
 
 fn answer(request: &str, subject: &Subject) -> Value {
     if let Some(number) = request.strip_prefix("unplug ") {
-        let nic = number.parse().ok().and_then(|nic: usize| subject.unplug.get(nic));
-        return match nic {
-            Some(nic) => {
-                nic.trigger();
-                json!({ "unplugged": number })
-            }
-            None => json!({ "error": format!("no NIC {number}"), "nics": subject.unplug.len() }),
+        return match number.parse().ok().and_then(|nic| (subject.unplug)(nic)) {
+            Some(()) => json!({ "unplugged": number }),
+            None => json!({ "error": format!("no NIC {number}") }),
         };
     }
     match request {

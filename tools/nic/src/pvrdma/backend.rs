@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -34,6 +35,7 @@ pub struct NicBackend {
     bell: Arc<Bell>,
     mapped_doorbells: bool,
     reset_on_disconnect: bool,
+    unplugged: Arc<AtomicBool>,
     config: ConfigSpace,
     // MSI-X table and pending bits: plain memory, since vectors are bound by message.
     msix: Box<[u8]>,
@@ -51,6 +53,7 @@ impl NicBackend {
         bell: Arc<Bell>,
         mapped_doorbells: bool,
         reset_on_disconnect: bool,
+        unplugged: Arc<AtomicBool>,
     ) -> Self {
         Self {
             nic,
@@ -60,6 +63,7 @@ impl NicBackend {
             bell,
             mapped_doorbells,
             reset_on_disconnect,
+            unplugged,
             config: ConfigSpace::default(),
             msix: vec![0; BAR_MSIX_SIZE as usize].into_boxed_slice(),
             pages: None,
@@ -129,6 +133,11 @@ impl Backend for NicBackend {
     }
 
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        if self.unplugged.load(Ordering::Acquire) {
+            // What a host bridge makes of a read that no card answers.
+            data.fill(0xff);
+            return Ok(());
+        }
         match region {
             CONFIG_REGION => self.config.read(offset, data),
             BAR_MSIX => {
@@ -153,6 +162,9 @@ impl Backend for NicBackend {
     }
 
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if self.unplugged.load(Ordering::Acquire) {
+            return Ok(());
+        }
         match region {
             CONFIG_REGION => {
                 let was_master = self.config.bus_master();
