@@ -3,7 +3,7 @@
 LIMIT=90
 nic=0000:00:11.0
 
-check "Holdfast's NIC goes to vfio-pci" holdfast bind $nic
+check "Holdfast's NIC goes to vfio-pci" holdfast bind $nic || exit 1
 check "vmw_pvrdma takes the other one" lab-rdma
 verbs=$(ls /sys/class/infiniband)
 [ -n "$verbs" ] || { dmesg | grep -i -E 'pvrdma|vmxnet3' | tail -n 20; exit 1; }

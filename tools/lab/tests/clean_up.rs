@@ -85,7 +85,7 @@ fn a_suite_that_fails_leaves_nothing() {
         &format!("#!/bin/sh\n[ $1 = nic ] || exit 1\nexec {} \"$@\"\n", real.display()),
     );
     let mut command = lab.command();
-    command.arg("--holdfast").arg(&broken).args(["test", "vfio-user", "--kernel", "6.1"]);
+    command.arg("--holdfast").arg(&broken).args(["test", "interop"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut most = 0;
     while child.try_wait().unwrap().is_none() {
@@ -95,7 +95,7 @@ fn a_suite_that_fails_leaves_nothing() {
     }
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    let failures = text(&output).matches("FAIL bind gives the whole group").count();
+    let failures = text(&output).matches("FAIL Holdfast's NIC goes to vfio-pci").count();
     assert_eq!(failures, 2, "two rows: {}", text(&output));
     assert_eq!(most, 1, "the NIC of a row must be gone before the next row has its own");
     assert_clean(&lab, "a suite's failure");
