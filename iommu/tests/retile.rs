@@ -185,7 +185,7 @@ fn a_permit_ends_when_its_range_is_taken_away_again() {
     set.space.retarget(set.range(), &set.scrap).unwrap();
     let taken: [&dyn Fn(IovaRange); 2] =
         [&|range| assert!(set.space.retarget(range, &set.scrap).is_ok()), &|range| {
-            drop(set.space.fence(range).unwrap())
+            set.space.fence(range).map(drop).unwrap()
         }];
     for take in taken {
         let permit = set.space.permit(set.pages(0, 8)).unwrap();

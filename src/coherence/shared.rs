@@ -305,6 +305,11 @@ impl Shared {
                 let delay = if notice.stage == Stage::Done { Duration::ZERO } else { ANNOUNCED };
                 self.follow(&file, &state, delay);
             }
+            // It waits for an answer, and will wait for the pin: that is when it is dealt with.
+            (Stage::Waiting, _) if notice.notifier.waits_for_answer() => {
+                state.announce(why);
+                self.allow(file.id);
+            }
             (Stage::Announced, _) => state.announce(why),
             // What happened before the pin was taken is settled.
             (Stage::Waiting, Phase::Held) if notice.at >= state.held_since => {

@@ -71,6 +71,12 @@ impl NotifierKind {
         Self::Userfaultfd,
     ];
 
+    /// Whether an operation that it tells of as waiting waits for this notifier
+    /// ([`super::Notifier::allow`]), and not for a pin.
+    pub fn waits_for_answer(self) -> bool {
+        matches!(self, Self::Lease | Self::Fanotify)
+    }
+
     /// Its name in tables, options and JSON.
     pub fn name(self) -> &'static str {
         match self {
