@@ -40,6 +40,7 @@ fi
 lab-dax sources $mnt $fs || failed=1
 lab-dax pins $mnt || failed=1
 lab-dax operations $mnt $fs || failed=1
+lab-dax notices $mnt $fs || failed=1
 
 # What is not DAX, and why.
 head -c 64K /dev/zero >/root/plain

@@ -9,6 +9,7 @@ mod case;
 mod expected;
 mod handover;
 mod ioctl;
+mod notices;
 mod operation;
 mod operations;
 mod pins;
@@ -80,6 +81,13 @@ enum Part {
         /// The device
         path: PathBuf,
     },
+    /// Which notifier says what of each operation, in a folder on a DAX mount
+    Notices {
+        /// The folder
+        folder: PathBuf,
+        /// Type of its file system
+        fs_type: String,
+    },
     /// What the layout pin promises, in a folder on a DAX mount
     Pins {
         /// The folder
@@ -113,6 +121,7 @@ fn run(cli: &Cli) -> Result<bool> {
             operations::run(&mut report, folder, fs_type, only)?;
         }
         Part::Sources { folder, fs_type } => sources::run(&mut report, folder, fs_type)?,
+        Part::Notices { folder, fs_type } => notices::run(&mut report, folder, fs_type)?,
         Part::Refused { source, words } => sources::refused(&mut report, source, words),
         Part::NoWindow { path, words } => sources::no_window(&mut report, path, words),
         Part::NoProof { folder, words } => pins::no_proof(&mut report, folder, words),
