@@ -14,6 +14,7 @@
 mod btf;
 mod instance;
 mod line;
+mod meaning;
 mod operations;
 mod probes;
 mod tracefs;

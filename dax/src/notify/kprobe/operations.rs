@@ -4,10 +4,10 @@
 //! when it then looks for pins, that is the operation. It looks again each time it is woken, and
 //! some spin, so that one operation is told once for each file.
 
-use super::probes::Operation;
-use crate::notify::Cause;
-
 use std::ops::Range;
+
+use super::meaning::Operation;
+use crate::notify::Cause;
 
 /// Threads remembered; with more under way at once, the oldest is forgotten, and its cause with it.
 const THREADS: usize = 256;
