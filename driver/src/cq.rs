@@ -441,10 +441,7 @@ impl CompletionQueue {
     #[cold]
     fn ring_and_look(&mut self) -> Result<usize> {
         self.poll_device();
-        // Whoever waits for notifications takes them himself.
-        if self.device().quirks().notifies_always && self.device().notification_fd().is_none() {
-            self.device().skip_notifications();
-        }
+        self.device().forget_notifications();
         Ok(0)
     }
 

@@ -353,9 +353,13 @@ impl Device {
         !may_meet && !self.quirks.memory_doorbells
     }
 
-    /// Drops all notifications, for those who poll on a device that notifies always.
-    pub(crate) fn skip_notifications(&self) {
-        self.rings.skip_notifications();
+    /// Drops all notifications of a device that writes them unasked; whoever waits for
+    /// notifications takes them himself. Polling and posting come here now and then, since
+    /// completions of a full ring take the device much longer. Never blocks.
+    pub(crate) fn forget_notifications(&self) {
+        if self.quirks.notifies_always && self.vectors.is_none() {
+            self.rings.skip_notifications();
+        }
     }
 
     /// Becomes readable when an event arrives; `None` when polling.

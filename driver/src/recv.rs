@@ -110,6 +110,7 @@ impl RecvQueue {
         if !QpInner::may_receive(state) {
             return Err(PostError::QpState { state });
         }
+        self.qp.device().forget_notifications();
         // What has completed has been fetched, so credit (at most the depth, which is at most the
         // ring) never runs past ring space. The device's index may lag behind and is only checked.
         self.ring.check_head().map_err(|value| PostError::DeviceNonsense { value })?;

@@ -433,6 +433,7 @@ impl SendQueue {
         if !QpInner::may_send(state) {
             return Err(PostError::QpState { state });
         }
+        self.qp.device().forget_notifications();
         self.gid_word = u64::from(self.qp.gid_index()) << GID_SHIFT;
         // What has completed has been fetched, so credit (at most the depth, which is at most the
         // ring) never runs past ring space. The device's index may lag behind and is only checked.

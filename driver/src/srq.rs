@@ -217,6 +217,7 @@ impl SharedReceiveQueue {
     #[cold]
     #[inline(never)]
     fn refresh(&mut self) -> Result<(), PostError> {
+        self.inner.pd.device().forget_notifications();
         self.ring.check_head().map_err(|value| PostError::DeviceNonsense { value })?;
         // What has completed has been fetched; the device's index may lag behind that.
         let free = self.ring.slots() - self.inner.tickets.outstanding();

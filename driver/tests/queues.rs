@@ -269,6 +269,25 @@ fn a_signalled_completion_retires_the_unsignalled_before_it() {
 }
 
 #[test]
+fn notifications_that_nobody_asked_for_do_not_pile_up_under_load() {
+    for (model, left, name) in [(Model::qemu(), 0, "unasked"), (Model::default(), 5, "asked")] {
+        let mut b = bench(model, &rc(8));
+        for handle in 0..5u32 {
+            b.fake.notify(&handle.to_le_bytes());
+        }
+        // No look at the completion queue finds it empty.
+        for id in 0..9 {
+            b.qp.send.send(id, &[SGE], SIGNALED).unwrap();
+            b.qp.send.ring();
+            assert_eq!(b.cq.poll(&mut [Completion::default()]).unwrap(), 1);
+        }
+        let device = b.cq.device();
+        let found = std::iter::from_fn(|| device.next_notification().unwrap()).count();
+        assert_eq!(found, left, "{name}");
+    }
+}
+
+#[test]
 fn draining_flushes_everything_and_hides_its_marker() {
     let model = Model { hold_sends: true, ..Model::default() };
     let mut b = bench(model, &rc(8));

@@ -66,7 +66,8 @@ pub struct Outcome {
     pub status: u8,
     /// All that the console said.
     pub console: String,
-    /// The folder with what the job left in `/job/out`, and `dmesg`, `console` and `nic.log`.
+    /// The folder with what the job left in `/job/out`, and `dmesg`, `console`, `qemu.log` and
+    /// `nic.log`.
     pub out: PathBuf,
     /// What the emulated NIC said.
     pub nic_log: String,
@@ -133,8 +134,10 @@ impl Machine {
             tar::Archive::new(archive).unpack(&out).context("cannot unpack what the guest sent")?;
         }
         fs::write(out.join("console"), &text)?;
-        if let Ok(said) = fs::read(folder.join("nic.log")) {
-            fs::write(out.join("nic.log"), said)?;
+        for name in ["nic.log", "qemu.log"] {
+            if let Ok(said) = fs::read(folder.join(name)) {
+                fs::write(out.join(name), said)?;
+            }
         }
         let status = fs::read_to_string(folder.join("status")).unwrap_or_default();
         let Ok(status) = status.trim().parse() else {

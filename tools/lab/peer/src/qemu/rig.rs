@@ -147,6 +147,23 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// One short message from a to b, whose completions must be there after one POLL.
+    pub fn exchange_polled(&mut self, rig: &Rig, seed: u64) -> Result<()> {
+        rig.fill(0, 64, seed)?;
+        let recv = self.b.recv.as_mut().context("a receive queue")?;
+        recv.post(2, &[rig.sge(HALF, 64)])?;
+        recv.ring();
+        self.a.send.send(1, &[rig.sge(0, 64)], SendFlags::SIGNALED)?;
+        self.a.send.ring();
+        self.cq.poll_device();
+        let mut done = [Completion::default(); 2];
+        let found = self.cq.poll(&mut done)?;
+        ensure!(found == 2, "{found} of 2 completions after POLL");
+        rig.expect(HALF, 64, seed)
+    }
+}
+
 /// Polls until `count` completions are there.
 pub fn wait(cq: &mut CompletionQueue, count: usize) -> Result<Vec<Completion>> {
     let start = Instant::now();
