@@ -181,6 +181,7 @@ fn open(address: &DeviceAddress) -> anyhow::Result<(Device, Option<EmulatedNic>)
         return Ok((nic.open(0)?, Some(nic)));
     }
     let device = Device::open(address).with_context(|| format!("cannot open {address}"))?;
+    interrupt::stop_at_removal(&device);
     Ok((device, None))
 }
 

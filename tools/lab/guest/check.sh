@@ -51,11 +51,15 @@ port() {
     done
 }
 
-# nic REQUEST: what the control socket of the emulated NICs answers.
+# nic REQUEST: what the control socket of the emulated NICs answers. It is asked again when the
+# connection was just being made anew.
 nic() {
     device=$(port lab.nic)
-    timeout 20 sh -c 'exec 3<>"$1"; echo "$2" >&3; IFS= read -r answer <&3; echo "$answer"' \
-        - "$device" "$1"
+    for try in 1 2 3; do
+        timeout 15 sh -c 'exec 3<>"$1"; echo "$2" >&3; IFS= read -r answer <&3 && echo "$answer"' \
+            - "$device" "$1" && return
+    done
+    return 1
 }
 
 # ends_within SECONDS PID: waits for a process; its exit status, or 124 if it does not end.
