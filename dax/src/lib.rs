@@ -23,9 +23,8 @@
 //!
 //! Files on persistent memory ([`Kind::FsDax`]) are special: their pages are blocks, which the file
 //! system may free or move under a device. [`extents`] and [`Window`] find them, a [`Pin`] keeps
-//! them where they are for as long as it is held, and [`prove`] shows that it does.
-//!
-//! [`notify`] says when the memory behind a file is about to change.
+//! them where they are for as long as it is held, and [`prove`] shows that it does. [`notify`] says
+//! when the memory behind a file, of whatever kind, is about to change.
 //!
 //! This crate knows files and memory; it knows neither devices nor the IOMMU.
 
@@ -53,6 +52,6 @@ pub use fsdax::{
 pub use identity::FileId;
 pub use kind::Kind;
 pub use memory::{Memory, Populate};
-pub use pin::{AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, prove};
+pub use pin::{AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, Sign, prove};
 pub use size::{SizeError, parse_size};
 pub use source::{Source, SourceError};

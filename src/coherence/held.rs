@@ -1,10 +1,11 @@
 //! A layout pin in force: the driver's, the keeper's copy of it, and the sign that it gives to
 //! whoever looks that an operation waits for it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_dax::notify::Probe;
-use holdfast_dax::{Error, Pin};
+use holdfast_dax::{Error, Pin, Sign};
 use nix::errno::Errno;
 
 use super::keeper::{Keeper, KeeperError, PinId};
@@ -14,6 +15,8 @@ use crate::Result;
 #[derive(Debug)]
 pub struct HeldPin {
     pin: Mutex<Pin>,
+    sign: Arc<Sign>,
+    released: AtomicBool,
     /// Who holds it as well, and by which name.
     kept: Mutex<Option<(Arc<Keeper>, PinId)>>,
 }
@@ -22,7 +25,9 @@ impl HeldPin {
     /// Shares a pin with a keeper. Waits for its answer: from then on the pin outlives this
     /// process.
     pub fn new(pin: Pin, keeper: Option<Arc<Keeper>>) -> Result<Self> {
-        let held = Self { pin: Mutex::new(pin), kept: Mutex::new(None) };
+        let sign = pin.sign();
+        let released = AtomicBool::new(false);
+        let held = Self { pin: Mutex::new(pin), sign, released, kept: Mutex::new(None) };
         if let Some(keeper) = keeper {
             held.hand_over(keeper)?;
         }
@@ -42,6 +47,7 @@ impl HeldPin {
     /// Lets it go here, and then has the keeper forget it; see [`Pin::release`].
     pub fn release(&self) -> Result<(), Error> {
         lock(&self.pin).release()?;
+        self.released.store(true, Ordering::Release);
         if let Some((keeper, id)) = lock(&self.kept).take() {
             keeper.let_go(id);
         }
@@ -62,15 +68,8 @@ impl HeldPin {
 
 impl Probe for HeldPin {
     fn disturbed(&self) -> Result<bool, Errno> {
-        let pin = lock(&self.pin);
-        if pin.is_released() {
-            // It was dealt with: that is no news.
-            return Ok(false);
-        }
-        pin.disturbed().map_err(|error| match error {
-            Error::Pagemap { errno, .. } => errno,
-            _ => Errno::EIO,
-        })
+        // Released, it was dealt with: that is no news.
+        Ok(!self.released.load(Ordering::Acquire) && self.sign.disturbed()?)
     }
 }
 

@@ -37,4 +37,4 @@ mod take;
 
 pub use adopt::{AdoptedPin, OwnedPinParts};
 pub use prove::{Proof, ProofFailure, prove};
-pub use take::{Pin, PinParts};
+pub use take::{Pin, PinParts, Sign};

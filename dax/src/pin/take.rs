@@ -1,12 +1,15 @@
 //! Taking a pin, asking it, and letting go.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
 use super::guard::Guard;
 use super::pipe::Pipe;
 use crate::fsdax::{SystemRam, why_not_dax};
+use crate::notify::Probe;
 use crate::pagemap::{Entry, Pagemap};
 use crate::{Error, FileId, Result, sys};
 
@@ -16,22 +19,38 @@ const TRIES: u32 = 16;
 /// A file's layout, held. See the module's text for what waits for it and what does not.
 ///
 /// Dropping it releases it: the page-table entry of the guard page goes first, then the pipe is
-/// drained, and only then are the guard mapping, the pipe and the file closed. So whatever lets a
-/// device reach the file's blocks must be gone **before** its pin is dropped.
+/// drained, and only then go the guard mapping (with its last [`Sign`]), the pipe and the file. So
+/// whatever lets a device reach the file's blocks must be gone **before** its pin is dropped.
 ///
 /// May be used from any thread. Not from a forked child, which has neither the guard mapping nor
 /// the right page table; it cannot spoil the parent's pin by closing what it inherited.
 #[derive(Debug)]
 pub struct Pin {
-    guard: Guard,
+    sign: Arc<Sign>,
     pipe: Pipe,
-    pagemap: Pagemap,
     file: OwnedFd,
     id: FileId,
     offset: u64,
+}
+
+/// The guard page of a [`Pin`], for whoever looks at it by the clock ([`Pin::sign`]). It shows
+/// that somebody waits for the pin; it holds nothing but a mapping of one page.
+#[derive(Debug)]
+pub struct Sign {
+    guard: Guard,
+    pagemap: Pagemap,
     /// What the guard's entry said when the page was pinned.
     pinned: Entry,
-    released: bool,
+    released: AtomicBool,
+}
+
+impl Probe for Sign {
+    fn disturbed(&self) -> Result<bool, Errno> {
+        if self.released.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        Ok(self.guard.entry(&self.pagemap)? != self.pinned)
+    }
 }
 
 /// What another process needs to hold the same pin: both ends of the pipe, the file, and where the
@@ -109,8 +128,8 @@ impl Pin {
             let _ = guard.forget();
             pipe.drain().map_err(failed("read", "the pipe cannot be drained"))?;
         };
-        let pin =
-            Self { guard, pipe, pagemap, file, id, offset: file_offset, pinned, released: false };
+        let sign = Sign { guard, pagemap, pinned, released: AtomicBool::new(false) };
+        let pin = Self { sign: Arc::new(sign), pipe, file, id, offset: file_offset };
         pin.check_persistent()?;
         Ok(pin)
     }
@@ -118,7 +137,7 @@ impl Pin {
     /// Refuses a page that is not persistent memory. Without privilege its address is hidden, and
     /// that the file is DAX and the page was populated for writing has to do.
     fn check_persistent(&self) -> Result<()> {
-        let Entry::At(phys) = self.pinned else { return Ok(()) };
+        let Entry::At(phys) = self.sign.pinned else { return Ok(()) };
         if SystemRam::read()?.contains(phys) {
             let what = format!("file {}", self.id);
             return Err(Error::NotPersistent { what, offset: self.offset, phys });
@@ -136,12 +155,12 @@ impl Pin {
     /// no fault, no allocation; it waits only while another thread changes this process's
     /// mappings. After [`Self::release`] it is true.
     pub fn disturbed(&self) -> Result<bool> {
-        if self.released {
-            return Ok(true);
-        }
-        let entry = self.guard.entry(&self.pagemap);
-        let entry = entry.map_err(|errno| Error::Pagemap { call: "read", errno })?;
-        Ok(entry != self.pinned)
+        self.sign.disturbed().map_err(|errno| Error::Pagemap { call: "read", errno })
+    }
+
+    /// What [`Self::disturbed`] asks, to be asked by another.
+    pub fn sign(&self) -> Arc<Sign> {
+        Arc::clone(&self.sign)
     }
 
     /// Lets go, so that a waiting operation proceeds: empties the guard page's entry (Linux 7.3
@@ -150,7 +169,7 @@ impl Pin {
     ///
     /// From its return on nothing holds the file's blocks in place.
     pub fn release(&mut self) -> Result<()> {
-        if self.released {
+        if self.is_released() {
             return Ok(());
         }
         let failed = |call, errno| Error::Pin {
@@ -161,15 +180,15 @@ impl Pin {
             errno,
         };
         // The drain is what counts: it is tried even if the first step fails.
-        let forgotten = self.guard.forget().map_err(|errno| failed("MADV_DONTNEED", errno));
+        let forgotten = self.sign.guard.forget().map_err(|errno| failed("MADV_DONTNEED", errno));
         self.pipe.drain().map_err(|errno| failed("read of the pipe", errno))?;
-        self.released = true;
+        self.sign.released.store(true, Ordering::Release);
         forgotten
     }
 
     /// Whether [`Self::release`] was called and succeeded.
     pub fn is_released(&self) -> bool {
-        self.released
+        self.sign.released.load(Ordering::Acquire)
     }
 
     /// Whether the page is still in the pipe: false after a release here, or by whoever adopted
