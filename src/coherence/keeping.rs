@@ -1,11 +1,11 @@
 //! The guard's keeper: started when the first pin is taken, given every container before anything
 //! under a pin is mapped in it, and replaced when it dies.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use holdfast_iommu::AddressSpace;
 
-use super::keeper::{Keeper, KeeperEvent, KeeperOptions, PinId};
+use super::keeper::{ContainerId, Keeper, KeeperEvent, KeeperOptions, PinId};
 use crate::Result;
 
 /// Who keeps what when this process dies.
@@ -19,7 +19,7 @@ pub struct Keeping {
 #[derive(Debug, Default)]
 struct State {
     keeper: Option<Arc<Keeper>>,
-    spaces: Vec<Arc<AddressSpace>>,
+    spaces: Vec<(Weak<AddressSpace>, ContainerId)>,
 }
 
 /// News of the keeper.
@@ -50,11 +50,25 @@ impl Keeping {
             None => Arc::new(Keeper::spawn(options)?),
         };
         let keeper = state.keeper.insert(keeper).clone();
-        if !state.spaces.iter().any(|known| Arc::ptr_eq(known, space)) {
-            keeper.hold_container(container)?;
-            state.spaces.push(Arc::clone(space));
+        let known = |(known, _): &(Weak<_>, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(space));
+        if !state.spaces.iter().any(known) {
+            let id = keeper.hold_container(container)?;
+            state.spaces.push((Arc::downgrade(space), id));
         }
         Ok(started)
+    }
+
+    /// Takes back the containers of devices that were closed. Does not wait.
+    pub fn tidy(&self) {
+        let mut state = self.lock();
+        let State { keeper: Some(keeper), spaces } = &mut *state else { return };
+        spaces.retain(|(space, container)| {
+            let open = space.strong_count() > 0;
+            if !open {
+                keeper.let_go_container(*container);
+            }
+            open
+        });
     }
 
     /// The keeper, if there is one by now.
@@ -85,9 +99,11 @@ impl Keeping {
         let Some(old) = self.keeper() else { return Ok(None) };
         let new = Arc::new(old.respawn()?);
         let mut state = self.lock();
-        for space in &state.spaces {
-            if let Some(container) = space.container() {
-                new.hold_container(container)?;
+        for (space, id) in &mut state.spaces {
+            if let Some(space) = space.upgrade()
+                && let Some(container) = space.container()
+            {
+                *id = new.hold_container(container)?;
             }
         }
         state.keeper = Some(Arc::clone(&new));

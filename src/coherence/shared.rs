@@ -253,6 +253,7 @@ impl Shared {
     /// What the keeper did becomes notices; says whether it died.
     pub fn keeper_news(&self, notices: &mut Vec<Notice>) -> bool {
         let mut died = false;
+        self.keeping.tidy();
         self.keeping.news(&mut |news| match news {
             // Everything that was in a container is gone from it, whichever file it was of.
             News::Revoked(_) => notices.extend(

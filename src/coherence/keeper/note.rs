@@ -22,6 +22,10 @@ pub(super) struct Notes {
 
 impl Notes {
     pub(super) fn driver_died(&self, containers: usize, pins: usize) {
+        if pins == 0 {
+            // It took its leave in good order.
+            return;
+        }
         say(format_args!(
             "the driver is gone: {containers} containers were emptied, then {pins} layout pins let go"
         ));
