@@ -267,11 +267,13 @@ fn a_region_is_given_back_while_its_file_is_cut_again_and_again() {
 }
 
 #[test]
-fn memory_without_a_file_is_refused_and_the_reason_told() {
+fn memory_that_the_devices_process_cannot_map_is_refused_and_the_reason_told() {
     let b = Bench::new(Policy::FOLLOW);
     let memory = Memory::open(&Source::Anon, 4096, Populate::Yes).unwrap();
+    let before = b.device.address_space().mappings();
     let error = b.pd.register_guarded(memory, Access::ALL, &b.guard, Policy::FOLLOW).unwrap_err();
-    assert!(error.to_string().contains("no file behind it"), "{error}");
+    assert!(error.to_string().contains("use memfd"), "{error}");
+    assert_eq!(b.device.address_space().mappings(), before, "and nothing stays behind");
 }
 
 #[test]

@@ -24,8 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use holdfast_dax::FileId;
-use holdfast_dax::notify::{Cause, Notice, NotifierKind};
+use holdfast_dax::notify::{Cause, Notice, NotifierKind, Subject};
 use holdfast_iommu::{Order, retarget_all};
 
 use super::event::{Event, EventKind, Part, RegionId, Timing};
@@ -37,8 +36,10 @@ use super::stream::Publisher;
 /// A file with regions.
 #[derive(Debug)]
 pub struct GuardedFile {
-    pub id: FileId,
-    pub fd: OwnedFd,
+    /// What notices call it: a file, or anonymous memory, to which much of the same can happen.
+    pub subject: Subject,
+    /// The file; anonymous memory has none.
+    pub fd: Option<OwnedFd>,
     pub path: Option<PathBuf>,
     state: Mutex<State>,
     changed: Condvar,
@@ -118,7 +119,7 @@ pub enum Broke {
 
 impl GuardedFile {
     /// A file without regions.
-    pub fn new(id: FileId, fd: OwnedFd, path: Option<PathBuf>) -> Self {
+    pub fn new(subject: Subject, fd: Option<OwnedFd>, path: Option<PathBuf>) -> Self {
         let state = State {
             phase: Phase::Open,
             pin: None,
@@ -130,7 +131,7 @@ impl GuardedFile {
             forgotten: false,
             announced: None,
         };
-        Self { id, fd, path, state: Mutex::new(state), changed: Condvar::new() }
+        Self { subject, fd, path, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -248,6 +249,9 @@ impl State {
             if region.policy.reaction == Reaction::Revoke {
                 region.revoke();
             }
+            if self.why.cause.unmaps() {
+                region.give_up();
+            }
             let Some(target) = region.target(part) else { continue };
             match target.space.retarget(target.range, target.scrap) {
                 Ok(done) => {
@@ -256,6 +260,9 @@ impl State {
                         Timing { to_fence: elapsed, to_release: elapsed, window: done.window };
                     let why = &self.why;
                     publish(publisher, region, EventKind::Broken, part, why, Some(timing));
+                    if why.cause.unmaps() && region.lose(part) {
+                        publish(publisher, region, EventKind::Lost, part, why, None);
+                    }
                 }
                 Err(error) => {
                     tracing::error!(?region, %error, "a region could not be put on scrap");

@@ -88,12 +88,12 @@ fn follow(shared: &Shared, file: &GuardedFile) {
             Ok(true) => return,
             Ok(false) => {}
             Err(error) => {
-                tracing::debug!(file = %file.id, %error, attempt, "a file is not held yet");
+                tracing::debug!(file = %file.subject, %error, attempt, "a file is not held yet");
             }
         }
         std::thread::sleep(PAUSE.min(Duration::from_millis(u64::from(attempt))));
     }
-    tracing::warn!(file = %file.id, "the file could not be held: its regions stay on scrap");
+    tracing::warn!(file = %file.subject, "the file could not be held: its regions stay on scrap");
     let state = file.lock();
     for region in state.regions.iter().filter(|region| region.policy.follow) {
         for part in region.off_file() {

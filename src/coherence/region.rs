@@ -7,7 +7,7 @@
 //! file's blocks is mapped instead, which nothing holds in place but the layout pin.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_dax::{Extent, GRANULE, Kind, Memory, Window, extents as extents_of};
@@ -61,6 +61,7 @@ pub struct GuardedRegion {
     lost: Mutex<Vec<Part>>,
     /// Whether the application said, in a break that gives it time, that it needs no more.
     pub ready: AtomicBool,
+    given_up: AtomicBool,
     revoke: Mutex<Option<Revoke>>,
 }
 
@@ -111,6 +112,7 @@ impl GuardedRegion {
             mapping: Mutex::new(Some(mapping)),
             lost: Mutex::new(Vec::new()),
             ready: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             revoke: Mutex::new(None),
         }
     }
@@ -203,8 +205,14 @@ impl GuardedRegion {
     /// Whether its policy asks for what stands on scrap to be put back on the file, and something
     /// does.
     pub fn wants_to_follow(&self) -> bool {
-        let stays = self.policy.reaction == Reaction::Revoke;
+        let stays =
+            self.policy.reaction == Reaction::Revoke || self.given_up.load(Ordering::Relaxed);
         self.policy.follow && !stays && !self.off_file().is_empty()
+    }
+
+    /// Its mapping in this process is gone: nothing can bring its memory back.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
     }
 
     /// What is to be taken away for `part`, whole chunks; nothing of a region that was unmapped.

@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_dax::notify::{
-    Cause, Notice, NotifierKind, Notifiers, Probe, Stage, Statement, Subject, WatchedFile,
+    Cause, MappingId, Notice, NotifierKind, Notifiers, Probe, Stage, Statement, Subject,
+    WatchedFile, WatchedMapping,
 };
-use holdfast_dax::{FileId, Memory, Pin, prove};
+use holdfast_dax::{Memory, Pin, prove};
 use holdfast_iommu::AddressSpace;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -42,7 +43,7 @@ const UNTOLD: Duration = Duration::from_millis(500);
 /// What the guard's threads and its users share.
 pub struct Shared {
     pub publisher: Publisher,
-    files: Mutex<HashMap<FileId, Arc<GuardedFile>>>,
+    files: Mutex<HashMap<Subject, Arc<GuardedFile>>>,
     notifiers: Mutex<Notifiers>,
     to_follow: SyncSender<Follow>,
     wake: EventFd,
@@ -136,14 +137,14 @@ impl Shared {
         lock(&self.files).values().map(Arc::clone).collect()
     }
 
-    fn find(&self, id: FileId) -> Option<Arc<GuardedFile>> {
-        lock(&self.files).get(&id).map(Arc::clone)
+    fn find(&self, subject: Subject) -> Option<Arc<GuardedFile>> {
+        lock(&self.files).get(&subject).map(Arc::clone)
     }
 
     /// Makes a region known, with its file; from here on it is taken away when the file changes.
     pub fn add(&self, region: &Arc<GuardedRegion>) -> Result<Arc<GuardedFile>> {
         loop {
-            let file = self.file(&region.memory)?;
+            let file = self.file(region)?;
             let mut state = file.lock();
             if state.forgotten {
                 continue;
@@ -155,25 +156,33 @@ impl Shared {
         }
     }
 
-    /// The file behind `memory`, watched.
-    pub fn file(&self, memory: &Memory) -> Result<Arc<GuardedFile>> {
-        let (Some(id), Some((fd, _))) = (memory.file_id(), memory.backing()) else {
-            return Err(Error::Guard(format!(
-                "{} has no file behind it: there is no layout to guard",
-                memory.source()
-            )));
+    /// The file behind a region, watched; or its memory, if that has no file.
+    fn file(&self, region: &GuardedRegion) -> Result<Arc<GuardedFile>> {
+        let memory = &region.memory;
+        let (subject, fd) = match (memory.file_id(), memory.backing()) {
+            (Some(id), Some((fd, _))) => (Subject::File(id), Some(fd)),
+            _ => (Subject::Mapping(MappingId(region.id.0)), None),
         };
         let mut files = lock(&self.files);
-        if let Some(file) = files.get(&id) {
+        if let Some(file) = files.get(&subject) {
             return Ok(Arc::clone(file));
         }
         let fd = fd
-            .try_clone_to_owned()
+            .map(|fd| fd.try_clone_to_owned())
+            .transpose()
             .map_err(|error| Error::Guard(format!("cannot keep {}: {error}", memory.source())))?;
         let path = memory.path().map(Path::to_owned);
-        let file = Arc::new(GuardedFile::new(id, fd, path));
-        self.watch(&file, None);
-        files.insert(id, Arc::clone(&file));
+        let file = Arc::new(GuardedFile::new(subject, fd, path));
+        match subject {
+            Subject::File(_) => self.watch(&file, None),
+            Subject::Mapping(id) => {
+                let address = memory.as_ptr().as_ptr().addr();
+                let mapping = WatchedMapping { id, address, len: memory.len() };
+                let (by, refusals) = lock(&self.notifiers).watch(&mapping.into());
+                tracing::debug!(%subject, ?by, ?refusals, "watched");
+            }
+        }
+        files.insert(subject, Arc::clone(&file));
         Ok(file)
     }
 
@@ -183,24 +192,20 @@ impl Shared {
             return;
         }
         state.forgotten = true;
-        lock(&self.files).remove(&file.id);
-        lock(&self.notifiers).unwatch(file.id.into());
+        lock(&self.files).remove(&file.subject);
+        lock(&self.notifiers).unwatch(file.subject);
     }
 
     /// Has a file watched, anew if it was: with the sign of its new pin, and a new lease.
     pub fn watch(&self, file: &GuardedFile, pin: Option<&Arc<HeldPin>>) {
-        let mut watched = WatchedFile {
-            id: file.id,
-            fd: file.fd.as_fd(),
-            path: file.path.as_deref(),
-            probe: None,
-        };
-        watched.probe = pin.map(|pin| Arc::clone(pin) as Arc<dyn Probe>);
+        let (Subject::File(id), Some(fd)) = (file.subject, &file.fd) else { return };
+        let probe = pin.map(|pin| Arc::clone(pin) as Arc<dyn Probe>);
+        let watched = WatchedFile { id, fd: fd.as_fd(), path: file.path.as_deref(), probe };
         let (by, refusals) = lock(&self.notifiers).watch(&watched.into());
         for error in refusals {
-            tracing::debug!(file = %file.id, %error, "a notifier does not watch this file");
+            tracing::debug!(file = %file.subject, %error, "a notifier does not watch this file");
         }
-        tracing::debug!(file = %file.id, ?by, "watched");
+        tracing::debug!(file = %file.subject, ?by, "watched");
     }
 
     /// Shows, once for each file system, that a pin holds there.
@@ -246,7 +251,8 @@ impl Shared {
     /// keeper hold it as well. Blocks while an operation changes the layout; the caller holds no
     /// lock.
     pub fn pin(&self, file: &GuardedFile, offset: u64) -> Result<Arc<HeldPin>> {
-        let pin = Pin::take(file.fd.as_fd(), offset)?;
+        let none = || Error::Guard("anonymous memory needs no pin".to_owned());
+        let pin = Pin::take(file.fd.as_ref().ok_or_else(none)?.as_fd(), offset)?;
         Ok(Arc::new(HeldPin::new(pin, self.keeping.keeper())?))
     }
 
@@ -259,7 +265,7 @@ impl Shared {
             News::Revoked(_) => notices.extend(
                 self.files()
                     .iter()
-                    .map(|file| Notice::new(file.id, NotifierKind::GuardPage, Stage::Waiting)),
+                    .map(|file| Notice::new(file.subject, NotifierKind::GuardPage, Stage::Waiting)),
             ),
             News::Died => died = true,
         });
@@ -292,9 +298,7 @@ impl Shared {
 
     /// Deals with a notice, unless somebody else has the file.
     pub fn handle(&self, notice: &Notice) -> Handled {
-        let Some(file) = notice.file().and_then(|id| self.find(id)) else {
-            return Handled::Done;
-        };
+        let Some(file) = self.find(notice.subject) else { return Handled::Done };
         let Some(mut state) = file.try_lock() else { return Handled::Busy };
         let why = Why::from(notice.clone());
         if state.pin.is_none() && !state.needs_pin() {
@@ -309,7 +313,15 @@ impl Shared {
             // It waits for an answer, and will wait for the pin: that is when it is dealt with.
             (Stage::Waiting, _) if notice.notifier.waits_for_answer() => {
                 state.announce(why);
-                self.allow(file.id);
+                self.allow(file.subject);
+            }
+            // No pin holds it: what is done now is done as early as can be, and may be too late.
+            (Stage::Announced, Phase::Held) if why.cause.passes_pins() => {
+                tracing::error!(file = %file.subject, cause = %why.cause, "the file's blocks are \
+                     exchanged behind its layout pin: for some microseconds devices may have \
+                     reached blocks of another file");
+                let broke = state.start_break(why, &self.publisher);
+                self.after(&file, &state, broke);
             }
             (Stage::Announced, _) => state.announce(why),
             // What happened before the pin was taken is settled.
@@ -334,13 +346,18 @@ impl Shared {
         match why.cause {
             // No page goes; but what was lost beyond the end may be there again.
             cause if cause.only_adds() => state.epoch += 1,
-            Cause::Unlink | Cause::Rename | Cause::Attributes | Cause::OpenedByOther => {}
+            // Nor here. (The pages that a device reaches stay with the parent of a fork.)
+            Cause::Unlink
+            | Cause::Rename
+            | Cause::Attributes
+            | Cause::OpenedByOther
+            | Cause::Fork => {}
             _ => state.lose(why, &self.publisher),
         }
         if stage == Stage::Done {
             self.follow(file, state, Duration::ZERO);
         } else {
-            self.allow(file.id);
+            self.allow(file.subject);
             // It goes on now. That it is over is told by the one who tells afterwards, if anybody.
             self.follow(file, state, UNTOLD);
         }
@@ -351,13 +368,13 @@ impl Shared {
     fn after(&self, file: &Arc<GuardedFile>, state: &State, broke: Broke) {
         if broke == Broke::Done {
             file.changed();
-            self.allow(file.id);
+            self.allow(file.subject);
             self.follow(file, state, Duration::ZERO);
         }
     }
 
-    fn allow(&self, id: FileId) {
-        lock(&self.notifiers).allow(Subject::File(id));
+    fn allow(&self, subject: Subject) {
+        lock(&self.notifiers).allow(subject);
     }
 
     /// Has what is left of a file put back behind its regions, after a while.
@@ -365,7 +382,7 @@ impl Shared {
         let wanted = state.regions.iter().any(|region| region.wants_to_follow());
         let follow = Follow { file: Arc::clone(file), not_before: Instant::now() + delay };
         if wanted && self.to_follow.try_send(follow).is_err() {
-            tracing::error!(file = %file.id, "too many files to follow: this one stays on scrap");
+            tracing::error!(file = %file.subject, "too many files to follow: this one stays on scrap");
         }
     }
 

@@ -84,6 +84,16 @@ impl Cause {
         matches!(self, Self::Grow { .. } | Self::Allocate | Self::Write)
     }
 
+    /// Whether it exchanges a file's blocks without a look at pins.
+    pub fn passes_pins(self) -> bool {
+        matches!(self, Self::SwapExtents | Self::SwapBoot)
+    }
+
+    /// Whether the mapping itself goes, so that nothing can be looked up in it any more.
+    pub fn unmaps(self) -> bool {
+        matches!(self, Self::Munmap | Self::Mremap | Self::MapOver)
+    }
+
     /// Its name in tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
