@@ -16,6 +16,8 @@ mod nic;
 mod parse;
 mod patience;
 mod pingpong;
+mod restored;
+mod stall;
 mod watch;
 
 use std::fmt::Display;
@@ -79,6 +81,8 @@ enum Command {
     Bench(bench::BenchOptions),
     /// Guard files as memory regions and print what happens to them, as it happens
     Watch(watch::WatchOptions),
+    /// Measure how long file operations wait for a guard, and what a guard costs
+    Stall(stall::StallOptions),
     /// RDMA WRITE and READ a real file through an emulated NIC, and check every byte
     Demo(demo::DemoOptions),
     /// Hold a driver's layout pins and DMA containers beyond its death (started by the driver)
@@ -117,6 +121,7 @@ pub fn run() -> ExitCode {
         Command::Pingpong(options) => pingpong::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Watch(options) => watch::run(options),
+        Command::Stall(options) => stall::run(options),
         Command::Demo(options) => demo::run(options),
         Command::Keeper => return keeper::run(),
     };

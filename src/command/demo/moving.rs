@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use holdfast::coherence::{Event, EventKind, Events, Guard, Part, RegionId};
+use holdfast::coherence::{Events, Guard, RegionId};
 use holdfast::{Completion, SendFlags};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -24,6 +24,7 @@ use super::BLOCK;
 use crate::command::endpoints::{End, Session};
 use crate::command::histogram::{human_bytes, human_ns};
 use crate::command::interrupt;
+use crate::command::restored::Tracker;
 
 /// Requests under way at a time.
 const DEPTH: u64 = 8;
@@ -229,7 +230,7 @@ impl Mover<'_> {
     /// has no such operation.
     fn step(&self, what: &'static str, step: Move) -> anyhow::Result<Option<Moved>> {
         let file = OpenOptions::new().read(true).write(true).open(self.path)?;
-        while self.events.try_next().is_some() {}
+        let mut tracker = Tracker::new(self.events, self.region, self.size, PATIENCE);
         let writes = self.shared.writes.load(Ordering::Relaxed);
         let start = Instant::now();
         match self.change(&file, step) {
@@ -237,7 +238,7 @@ impl Mover<'_> {
             other => other.with_context(|| format!("{what}: {}", self.path.display()))?,
         }
         let stall = start.elapsed();
-        let broken = self.wait_for(EventKind::Broken, what)?;
+        let broken = tracker.broken(what)?;
         self.other_file()?;
         // Room for the whole region again; the guard follows.
         file.set_len(self.size).context("growing the file again")?;
@@ -246,7 +247,7 @@ impl Mover<'_> {
             Err(errno) => return Err(errno).context("allocating the file again"),
         }
         let grown = Instant::now();
-        let back = self.wait_for_whole(what, broken.part)?;
+        let back = tracker.whole(what)?;
         let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let timing = broken.timing.unwrap_or_default();
         let fenced = broken.at + timing.to_fence;
@@ -280,50 +281,6 @@ impl Mover<'_> {
                 open.map(drop).map_err(raw)
             }
         }
-    }
-
-    fn wait_for(&self, kind: EventKind, what: &str) -> anyhow::Result<Event> {
-        let until = Instant::now() + PATIENCE;
-        while Instant::now() < until && !interrupt::requested() {
-            match self.events.next_within(Duration::from_millis(100)) {
-                Some(event) if event.region == self.region && event.kind == kind => {
-                    return Ok(event);
-                }
-                _ => {}
-            }
-        }
-        interrupt::check()?;
-        anyhow::bail!("{what}: no event '{kind}' within {PATIENCE:?}");
-    }
-
-    /// Waits until all of the region is on the file again.
-    fn wait_for_whole(&self, what: &str, broken: Part) -> anyhow::Result<Instant> {
-        let mut off = vec![false; (self.size / BLOCK as u64) as usize];
-        let pages = |part: Part| part.start as usize / BLOCK..part.end as usize / BLOCK;
-        off[pages(broken)].fill(true);
-        let started = Instant::now();
-        loop {
-            let event = self.wait_for_any(what, started)?;
-            match event.kind {
-                EventKind::Broken => off[pages(event.part)].fill(true),
-                EventKind::Restored => off[pages(event.part)].fill(false),
-                EventKind::Breaking | EventKind::Lost => {}
-            }
-            if !off.contains(&true) {
-                return Ok(event.at);
-            }
-        }
-    }
-
-    fn wait_for_any(&self, what: &str, started: Instant) -> anyhow::Result<Event> {
-        while started.elapsed() < PATIENCE {
-            interrupt::check()?;
-            match self.events.next_within(Duration::from_millis(100)) {
-                Some(event) if event.region == self.region => return Ok(event),
-                _ => {}
-            }
-        }
-        anyhow::bail!("{what}: the region was not restored within {PATIENCE:?}");
     }
 
     /// Gives the freed space to another file, and compares every byte of it after the peer has
