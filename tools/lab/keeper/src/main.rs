@@ -76,8 +76,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// A check; it may kill so many drivers.
+type Check = fn(&Cli, u32) -> Result<()>;
+
 fn check(cli: &Cli, rounds: u32) -> Result<bool> {
-    let checks: [(&str, fn(&Cli, u32) -> Result<()>); 5] = [
+    let checks: [(&str, Check); 5] = [
         ("a keeper that is stopped still holds the pin of a dead driver", held_by_the_keeper),
         ("a driver that releases its pin is enough, though the keeper has a guard page", released),
         (
