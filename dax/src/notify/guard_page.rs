@@ -122,7 +122,12 @@ impl Notifier for GuardPages {
         Ok(())
     }
 
-    fn allow(&mut self, _subject: Subject) {}
+    /// Its pin is released now, which disturbs the sign: that is no news.
+    fn allow(&mut self, subject: Subject) {
+        for entry in self.watched.iter_mut().filter(|entry| entry.subject == subject) {
+            entry.told = true;
+        }
+    }
 
     fn statement(&self) -> Terms {
         Terms {
@@ -218,6 +223,15 @@ mod tests {
         let (mut pages, ..) = watched(&sign);
         sign.broken.store(true, Ordering::Relaxed);
         assert_eq!(collected(&mut pages).len(), 1);
+    }
+
+    #[test]
+    fn a_pin_that_was_released_is_no_news() {
+        let sign = Arc::new(Sign::default());
+        let (mut pages, id, _file) = watched(&sign);
+        sign.up.store(true, Ordering::Relaxed);
+        pages.allow(id.into());
+        assert_eq!(collected(&mut pages), []);
     }
 
     #[test]

@@ -49,13 +49,26 @@ pub struct KprobeEvents {
     placed: Vec<&'static Probe>,
     /// Those that could not be placed, and why.
     absent: Vec<(&'static Probe, Absent)>,
-    watched: Vec<(Inode, FileId)>,
+    watched: Vec<Target>,
+    /// Events were lost, and it is not known yet before when.
+    lost: bool,
     devices: Vec<u32>,
     enabled: bool,
     operations: Operations,
     buffer: Box<[u8]>,
     /// Bytes in the buffer of a line whose end has not come yet.
     kept: usize,
+}
+
+/// A watched file.
+#[derive(Debug)]
+struct Target {
+    inode: Inode,
+    id: FileId,
+    /// It was told to have something waiting, and has not been allowed since.
+    told: bool,
+    /// When it was allowed last, in microseconds of CLOCK_MONOTONIC.
+    allowed: u64,
 }
 
 #[derive(Debug)]
@@ -86,6 +99,7 @@ impl KprobeEvents {
             placed: vec![&WAIT],
             absent: WAYS.iter().map(|probe| (probe, Absent::Unloaded)).collect(),
             watched: Vec::new(),
+            lost: false,
             devices: Vec::new(),
             enabled: false,
             operations: Operations::new(),
@@ -139,7 +153,7 @@ impl KprobeEvents {
     }
 
     fn file(&self, inode: Inode) -> Option<FileId> {
-        self.watched.iter().find(|(watched, _)| *watched == inode).map(|(_, id)| *id)
+        self.watched.iter().find(|target| target.inode == inode).map(|target| target.id)
     }
 
     fn event(&mut self, event: &Event<'_>, clock: &Clock, sink: &mut dyn FnMut(Notice)) {
@@ -165,6 +179,7 @@ impl KprobeEvents {
                 let Some(first) = first else { return };
                 let Some(id) = self.file(first) else { return };
                 if let Some(what) = self.operations.wait(event.tid, event.micros, first) {
+                    self.target(id).for_each(|target| target.told = true);
                     sink(notice(id, Stage::Waiting, what));
                 }
             }
@@ -185,9 +200,28 @@ impl KprobeEvents {
                 }
             }
             Meaning::WholeDevice(cause) => {
-                for (_, id) in self.watched.iter().filter(|((at, _), _)| *at == dev) {
-                    sink(notice(*id, Stage::Announced, (*cause, None)));
+                for target in self.watched.iter().filter(|target| target.inode.0 == dev) {
+                    sink(notice(target.id, Stage::Announced, (*cause, None)));
                 }
+            }
+        }
+    }
+
+    fn target(&mut self, id: FileId) -> impl Iterator<Item = &mut Target> {
+        self.watched.iter_mut().filter(move |target| target.id == id)
+    }
+
+    /// Tells of events lost before this time: anything may have begun to wait for any file. Not for
+    /// those that were told already and not allowed yet, as all of such a file is being dealt with,
+    /// nor for those allowed since. (While it waits, a clone on xfs spins, and may flood us.)
+    fn tell_lost(&mut self, before: u64, sink: &mut dyn FnMut(Notice)) {
+        if !std::mem::take(&mut self.lost) {
+            return;
+        }
+        for target in &mut self.watched {
+            if !target.told && target.allowed < before {
+                target.told = true;
+                sink(Notice::new(target.id, KIND, Stage::Waiting).cause(Cause::Unknown));
             }
         }
     }
@@ -198,15 +232,11 @@ impl KprobeEvents {
         let mut start = 0;
         while let Some(end) = buffer[start..len].iter().position(|&byte| byte == b'\n') {
             match line::parse(&buffer[start..start + end], PREFIX) {
-                Line::Event(event) => self.event(&event, clock, sink),
-                Line::Lost => {
-                    tracing::warn!(
-                        "kernel events were lost: every watched file is taken for changing"
-                    );
-                    for (_, id) in &self.watched {
-                        sink(Notice::new(*id, KIND, Stage::Waiting).cause(Cause::Unknown));
-                    }
+                Line::Event(event) => {
+                    self.tell_lost(event.micros, sink);
+                    self.event(&event, clock, sink);
                 }
+                Line::Lost => self.lost = true,
                 Line::Other => {}
             }
             start += end + 1;
@@ -251,15 +281,16 @@ impl Notifier for KprobeEvents {
             self.instance.enable(true)?;
             self.enabled = true;
         }
-        let entry = ((dev, file.id.ino), file.id);
-        if !self.watched.contains(&entry) {
-            self.watched.push(entry);
+        let inode = (dev, file.id.ino);
+        if self.file(inode).is_none() {
+            let target = Target { inode, id: file.id, told: false, allowed: 0 };
+            self.watched.push(target);
         }
         Ok(())
     }
 
     fn unwatch(&mut self, subject: Subject) {
-        self.watched.retain(|(_, id)| Subject::from(*id) != subject);
+        self.watched.retain(|target| Subject::from(target.id) != subject);
         if self.watched.is_empty() && self.enabled {
             self.enabled = false;
             if let Err(error) = self.instance.enable(false) {
@@ -279,6 +310,8 @@ impl Notifier for KprobeEvents {
                 errno,
             })?;
             if read == 0 {
+                // Nothing came after what was lost.
+                self.tell_lost(u64::MAX, sink);
                 break;
             }
             self.lines(self.kept + read, &clock, sink);
@@ -288,7 +321,12 @@ impl Notifier for KprobeEvents {
 
     fn allow(&mut self, subject: Subject) {
         if let Subject::File(id) = subject {
-            self.operations.allow(Clock::now().micros, (id.kernel_dev(), id.ino));
+            let now = Clock::now().micros;
+            self.operations.allow(now, (id.kernel_dev(), id.ino));
+            self.target(id).for_each(|target| {
+                target.told = false;
+                target.allowed = now;
+            });
         }
     }
 
