@@ -40,10 +40,18 @@ impl Call {
     /// The system call that a thread is in. The thread must wait; of a running one nothing is
     /// known.
     pub fn of(tid: i32) -> Option<Self> {
-        let mut text = [0; 256];
-        let mut file = fs::File::open(format!("/proc/{tid}/syscall")).ok()?;
-        let len = file.read(&mut text).ok()?;
-        Self::parse(std::str::from_utf8(&text[..len]).ok()?)
+        let path = format!("/proc/{tid}/syscall");
+        // It may not have gone to sleep yet when its event is read.
+        for _ in 0..100 {
+            let mut text = [0; 256];
+            let len = fs::File::open(&path).ok()?.read(&mut text).ok()?;
+            let text = std::str::from_utf8(&text[..len]).ok()?;
+            if !text.starts_with("running") {
+                return Self::parse(text);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        None
     }
 
     fn parse(text: &str) -> Option<Self> {
