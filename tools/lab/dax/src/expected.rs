@@ -81,7 +81,7 @@ pub const TABLE: &[Row] = &[
     (Operation::FlipDaxFlag, [Passes; 4]),
     (Operation::LoopDiscard, [Waits; 4]),
     (Operation::Unmount, [Refused(Errno::EBUSY); 4]),
-    (Operation::RemountNever, [Refused(Errno::EINVAL); 4]),
+    (Operation::RemountNever, [Refused(Errno::EINVAL), Refused(Errno::EINVAL), Passes, Passes]),
 ];
 
 /// This kernel's version: two numbers.
