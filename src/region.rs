@@ -114,6 +114,13 @@ impl MemoryRegion {
         guard: &Guard,
         policy: Policy,
     ) -> Result<Self> {
+        if device.driver.quirks().translates_once {
+            return Err(Error::Driver(driver::Error::Unsupported {
+                what: "give memory of a region back",
+                why: "it goes on reaching pages that were taken from it, so a guard would not help; \
+                      register memory that stays (memfd, hugetlb), without a guard",
+            }));
+        }
         let tie = guard.register(device, pd, memory, access.prot(), policy)?;
         let region = Self::with_body(pd, device, Body::Guarded(tie), access)?;
         if let (Body::Guarded(tie), Reaction::Revoke) = (&*region.inner.body, policy.reaction) {

@@ -2,8 +2,8 @@
 //!
 //! Three kinds of device speak this interface: ESXi's, QEMU 7.2's model, and this project's
 //! emulated NIC with its extension. They are told apart here, once, by what they report; the rest
-//! of the driver asks for a property, never for a name. `docs` of each property say which device
-//! has it; the facts are in `pvrdma-device.md`, sections 3 and 4.
+//! of the driver asks for a property, never for a name. The documentation of each property says
+//! which device has it; `docs/deployment.md` says what QEMU's mean to users.
 
 use holdfast_wire::dsr::Caps;
 use holdfast_wire::{pdir, regs};
@@ -47,6 +47,9 @@ pub struct Quirks {
     /// The notification ring is written for every completion, armed or not, and must be drained
     /// even by a poller. (QEMU.)
     pub notifies_always: bool,
+    /// The pages of a region are translated when it is registered and never again: the device goes
+    /// on reaching what the IOMMU has unmapped or remapped, until the region is destroyed. (QEMU.)
+    pub translates_once: bool,
     /// Regions must start on a page boundary. (QEMU.)
     pub aligned_regions_only: bool,
     /// The port's largest message is not to be believed. (QEMU says 1024 and takes more.)
@@ -104,6 +107,7 @@ impl Quirks {
             srq_errors_name_qp_zero: false,
             arm_needs_both_bits: false,
             notifies_always: false,
+            translates_once: false,
             aligned_regions_only: false,
             message_limit_unreliable: false,
             poll_excludes_interrupts: false,
@@ -142,6 +146,7 @@ impl Quirks {
             srq_errors_name_qp_zero: true,
             arm_needs_both_bits: true,
             notifies_always: true,
+            translates_once: true,
             aligned_regions_only: true,
             message_limit_unreliable: true,
             poll_excludes_interrupts: true,
