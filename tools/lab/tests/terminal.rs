@@ -57,7 +57,7 @@ impl Terminal {
         let start = std::time::Instant::now();
         while !self.text().contains(text) {
             let (seconds, seen) = (start.elapsed().as_secs(), self.text());
-            assert!(seconds < 180, "waited in vain for {text:?} on a screen with:\n{seen}");
+            assert!(seconds < 300, "waited in vain for {text:?} on a screen with:\n{seen}");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         self.screen.lock().unwrap().clear();

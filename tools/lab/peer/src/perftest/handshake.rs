@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::play::{CACHE_LINE, PAGE};
 use crate::end::{Address, MTU};
 
 /// The version that we claim: old enough that perftest 6.28 and later do not compare their whole
@@ -77,8 +78,9 @@ impl Talk {
     pub fn introduce(&mut self) -> Result<()> {
         let version = self.swap(VERSION, "version")?;
         ensure!(version[0].is_ascii_digit(), "the tool's version is {version:?}");
-        self.swap(&4096_u32.to_be_bytes(), "page size")?;
-        self.swap(&64_u32.to_be_bytes(), "cache line size")?;
+        // Both sides use the larger ones.
+        self.swap(&(PAGE as u32).to_be_bytes(), "page size")?;
+        self.swap(&(CACHE_LINE as u32).to_be_bytes(), "cache line size")?;
         // Both sides use the smaller one.
         let mtu = self.swap(&[b'0' + MTU as u8, 0], "path MTU")?;
         ensure!(u32::from(mtu[0] - b'0') >= MTU, "the tool's path MTU code is {mtu:?}, below ours");

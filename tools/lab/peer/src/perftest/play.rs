@@ -17,6 +17,9 @@ const SOURCE: usize = 0;
 pub const TARGET: usize = MEMORY / 2;
 /// The largest message.
 pub const LARGEST: usize = 64 << 10;
+/// The page and the cache line that are agreed with the tool.
+pub const PAGE: usize = 4096;
+pub const CACHE_LINE: usize = 64;
 /// Bytes looked at on either side of a target, and what lies there.
 const GUARD: usize = 64;
 const UNTOUCHED: u8 = 0xa5;
@@ -46,8 +49,11 @@ impl Game<'_> {
             Tool::AtomicLat if !self.first => self.end.write_memory(TARGET, &START.to_ne_bytes()),
             Tool::WriteLat | Tool::WriteBw => {
                 self.end.write_memory(TARGET - GUARD, &vec![UNTOUCHED; LARGEST + 2 * GUARD])?;
-                // The tool counts from 1 in the last byte of each message.
-                self.end.write_memory(TARGET + self.size - 1, &[0])
+                if tool == Tool::WriteLat {
+                    // The tool counts from 1 in the last byte of each message.
+                    self.end.write_memory(TARGET + self.size - 1, &[0])?;
+                }
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -80,11 +86,10 @@ impl Game<'_> {
                 ensure!(counted == u64::from(iters), "{counted} added by {iters} fetch-and-adds");
                 Ok(())
             }
-            Tool::WriteBw if !self.first => {
-                // Smaller messages go to changing places in a page.
-                let whole = self.size >= 4096;
-                if whole { self.landed(&payload(self.size)) } else { Ok(()) }
+            Tool::WriteBw if !self.first && self.size > PAGE / 2 => {
+                self.landed(&payload(self.size))
             }
+            Tool::WriteBw if !self.first => self.landed_in_turn(),
             _ => Ok(()),
         }
     }
@@ -108,6 +113,22 @@ impl Game<'_> {
         ensure!(wrong.is_none(), "byte {wrong:?} of {} is not what was sent", message.len());
         let clean = before.iter().chain(after).all(|&byte| byte == UNTOUCHED);
         ensure!(clean, "bytes beside a message of {} were written", message.len());
+        Ok(())
+    }
+
+    /// Small messages go round in a page, a cache line or more apart: each place has the whole
+    /// message or nothing, the first has it, and there is nothing between them.
+    fn landed_in_turn(&self) -> Result<()> {
+        let mut page = vec![0; PAGE];
+        self.end.read_memory(TARGET, &mut page)?;
+        let untouched = |bytes: &[u8]| bytes.iter().all(|&byte| byte == UNTOUCHED);
+        let message = payload(self.size);
+        for (number, place) in page.chunks(self.size.next_multiple_of(CACHE_LINE)).enumerate() {
+            let (inside, after) = place.split_at(self.size.min(place.len()));
+            let there = inside == message || (number > 0 && untouched(inside));
+            ensure!(there, "message {number} is not what was sent");
+            ensure!(untouched(after), "bytes after message {number} were written");
+        }
         Ok(())
     }
 
