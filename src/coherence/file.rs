@@ -61,6 +61,8 @@ pub struct State {
     pub held_since: Instant,
     /// It has no regions and is not watched any more: who wants to add one needs a new one.
     pub forgotten: bool,
+    /// The page that was pinned last, and until when it is kept out of this process's page tables.
+    let_go: Option<(u64, Instant)>,
     /// The last announcement, for the cause of what will be found waiting.
     announced: Option<Why>,
 }
@@ -106,6 +108,9 @@ impl Why {
 /// How long an announcement explains what is found waiting.
 const FRESH: Duration = Duration::from_secs(2);
 
+/// How long a page that was pinned is kept out of page tables, if nobody sees the operation end.
+const REFAULTS: Duration = Duration::from_secs(10);
+
 /// What a break came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broke {
@@ -129,6 +134,7 @@ impl GuardedFile {
             restoring: 0,
             held_since: Instant::now(),
             forgotten: false,
+            let_go: None,
             announced: None,
         };
         Self { subject, fd, path, state: Mutex::new(state), changed: Condvar::new() }
@@ -200,7 +206,7 @@ impl State {
     /// Everything away from the file; then the pin goes; then scrap is put where the file was. In
     /// this order, whatever fails.
     pub fn finish_break(&mut self, publisher: &Publisher) -> Broke {
-        let Self { regions, pin, why, .. } = self;
+        let Self { regions, pin, why, let_go, .. } = self;
         for region in regions.iter() {
             if region.policy.reaction == Reaction::Revoke {
                 region.revoke();
@@ -211,11 +217,12 @@ impl State {
         let mut timing = Timing::default();
         let taken = retarget_all(&targets, Order::FenceFirst, |_| {
             timing.to_fence = why.at.elapsed();
-            if let Some(pin) = pin.take()
-                && let Err(error) = pin.release()
-            {
-                // Dropping it tries again; what is fenced stays fenced.
-                tracing::error!(%error, "a layout pin could not be let go");
+            if let Some(pin) = pin.take() {
+                *let_go = Some((pin.offset(), Instant::now() + REFAULTS));
+                if let Err(error) = pin.release() {
+                    // Dropping it tries again; what is fenced stays fenced.
+                    tracing::error!(%error, "a layout pin could not be let go");
+                }
             }
             timing.to_release = why.at.elapsed();
         });
@@ -230,11 +237,33 @@ impl State {
         }
         self.epoch += 1;
         self.phase = Phase::Open;
+        self.keep_out();
         for region in &self.regions {
             let (whole, why) = (region.whole(), &self.why);
             publish(publisher, region, EventKind::Broken, whole, why, Some(timing));
         }
         Broke::Done
+    }
+
+    /// Empties the page-table entries of the page that was pinned: Linux 7.3 lets the operation go
+    /// on when nothing at all refers to that page, and this process may have touched it since. Says
+    /// whether it should be done again soon. Takes no lock of the file.
+    pub fn keep_out(&mut self) -> bool {
+        let Some((offset, until)) = self.let_go.filter(|_| self.phase == Phase::Open) else {
+            return false;
+        };
+        for region in &self.regions {
+            region.forget_page(offset);
+        }
+        if until <= Instant::now() {
+            self.let_go = None;
+        }
+        self.let_go.is_some()
+    }
+
+    /// The operation is over: pages may be faulted in again, and stay.
+    pub fn over(&mut self) {
+        self.let_go = None;
     }
 
     /// For regions that nothing needs to pin: takes away what a notice names.

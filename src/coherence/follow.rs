@@ -32,6 +32,8 @@ use crate::{Error, Result};
 const TRIES: u32 = 1000;
 /// How often the guard's end is looked for.
 const LOOK: Duration = Duration::from_millis(200);
+/// The page that is pinned is the last of what there is: others are touched more.
+const PAGE: u64 = 4096;
 /// Between two of them, at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -109,8 +111,13 @@ fn follow(shared: &Shared, file: &GuardedFile) {
 pub fn bring_in(shared: &Shared, file: &GuardedFile, region: &Arc<GuardedRegion>) -> Result<()> {
     let mut last = None;
     for attempt in 0..TRIES {
+        // A file with holes gets blocks for them; elsewhere there is nothing to do, and not before
+        // an operation that is under way has ended.
         if !region.faults_on_its_own() {
-            region.memory.populate(0, region.whole().len())?;
+            let parts = present_parts(region)?;
+            for gap in gaps(region.whole(), &parts) {
+                region.memory.populate(gap.start, gap.len())?;
+            }
         }
         let epoch = {
             let mut state = file.lock();
@@ -155,11 +162,20 @@ fn settle(
     for region in regions {
         present.push(present_parts(region)?);
     }
+    // That took the file's lock, so the operation is over. Before it is, no page may be faulted in:
+    // it may be the one that the operation waits for.
+    file.lock().over();
+    for (region, parts) in regions.iter().zip(&present) {
+        if !region.faults_on_its_own() {
+            for part in parts {
+                region.memory.populate(part.start, part.len())?;
+            }
+        }
+    }
     let needs_pin = regions.iter().any(|region| region.needs_pin());
-    let anchor = regions
-        .iter()
-        .zip(&present)
-        .find_map(|(region, parts)| parts.first().map(|part| region.file_offset() + part.start));
+    let anchor = regions.iter().zip(&present).find_map(|(region, parts)| {
+        parts.last().map(|part| region.file_offset() + part.end - PAGE)
+    });
     let pinned = file.lock().pin.is_some();
     let pin = match anchor.filter(|_| needs_pin && !pinned) {
         Some(offset) => Some(shared.pin(file, offset)?),
@@ -230,7 +246,7 @@ fn install(shared: &Shared, file: &GuardedFile, state: &mut State, pin: Option<A
 
 /// The parts of a region that its file has, whole pages. A device in another process faults on its
 /// own, so all before the file's end will do, and holes stay holes until they are written. For one
-/// of the kernel it is what has blocks, faulted in for writing.
+/// of the kernel it is what has blocks. Waits for an operation that is under way.
 fn present_parts(region: &GuardedRegion) -> Result<Vec<Part>> {
     let memory = &region.memory;
     if region.faults_on_its_own() {
@@ -241,9 +257,6 @@ fn present_parts(region: &GuardedRegion) -> Result<Vec<Part>> {
         Kind::Anon | Kind::DevDax => vec![region.whole()],
         _ => allocated(memory)?.into_iter().map(Part::from).collect(),
     };
-    for part in &parts {
-        memory.populate(part.start, part.len())?;
-    }
     Ok(parts)
 }
 

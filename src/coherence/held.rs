@@ -34,6 +34,11 @@ impl HeldPin {
         Ok(held)
     }
 
+    /// Where the pinned page is in the file.
+    pub fn offset(&self) -> u64 {
+        lock(&self.pin).parts().offset
+    }
+
     /// Has another keeper hold it as well.
     pub fn hand_over(&self, keeper: Arc<Keeper>) -> Result<(), KeeperError> {
         let pin = lock(&self.pin);

@@ -152,6 +152,18 @@ impl GuardedRegion {
         Ok(size.saturating_sub(offset) / page * page)
     }
 
+    /// Empties this process's page-table entry of the page of the file at `offset`, if the region
+    /// has it.
+    pub fn forget_page(&self, offset: u64) {
+        let page = self.memory.page_size() as u64;
+        let Some(at) = offset.checked_sub(self.file_offset()) else { return };
+        if at + page <= self.range.len()
+            && let Err(error) = self.memory.forget(at, page)
+        {
+            tracing::debug!(region = ?self, %error, "a page is not forgotten");
+        }
+    }
+
     /// What takes its registration from the device, when its policy says so.
     pub fn on_revoke(&self, revoke: Revoke) {
         *lock(&self.revoke) = Some(revoke);

@@ -392,6 +392,7 @@ impl Shared {
         files.extend(lock(&self.files).values().map(Arc::clone));
         for file in files.drain(..) {
             let Some(mut state) = file.try_lock() else { continue };
+            any |= state.keep_out();
             let Phase::Holding { until } = state.phase else { continue };
             any = true;
             let ready = state.regions.iter().all(|region| {
