@@ -179,7 +179,7 @@ impl State {
 
     /// An operation waits (or, where nothing makes it wait, has been): the first step. Regions
     /// that want time are given it; otherwise everything goes to scrap at once.
-    pub fn start_break(&mut self, mut why: Why, publisher: &Publisher) -> Broke {
+    pub fn start_break(&mut self, mut why: Why, order: Order, publisher: &Publisher) -> Broke {
         if why.cause == Cause::Unknown
             && let Some(announced) = self.announced.take()
             && why.at.saturating_duration_since(announced.at) < FRESH
@@ -199,13 +199,13 @@ impl State {
                 self.phase = Phase::Holding { until: Instant::now() + deadline };
                 Broke::Waits
             }
-            None => self.finish_break(publisher),
+            None => self.finish_break(order, publisher),
         }
     }
 
-    /// Everything away from the file; then the pin goes; then scrap is put where the file was. In
-    /// this order, whatever fails.
-    pub fn finish_break(&mut self, publisher: &Publisher) -> Broke {
+    /// Everything away from the file; then, and only then, the pin goes. Scrap is put where the file
+    /// was on the way or afterwards, as `order` says.
+    pub fn finish_break(&mut self, order: Order, publisher: &Publisher) -> Broke {
         let Self { regions, pin, why, let_go, .. } = self;
         for region in regions.iter() {
             if region.policy.reaction == Reaction::Revoke {
@@ -215,7 +215,7 @@ impl State {
         let targets: Vec<_> =
             regions.iter().filter_map(|region| region.target(region.whole())).collect();
         let mut timing = Timing::default();
-        let taken = retarget_all(&targets, Order::FenceFirst, |_| {
+        let taken = retarget_all(&targets, order, |_| {
             timing.to_fence = why.at.elapsed();
             if let Some(pin) = pin.take() {
                 *let_go = Some((pin.offset(), Instant::now() + REFAULTS));

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use holdfast_dax::notify::{Notice, NotifierKind, Options, Statement};
 use holdfast_dax::{GRANULE, Memory};
-use holdfast_iommu::Prot;
+use holdfast_iommu::{Order, Prot};
 
 use super::event::RegionId;
 use super::follow;
@@ -40,6 +40,10 @@ pub struct GuardOptions {
     pub cpu: Option<usize>,
     /// Real-time priority (SCHED_FIFO, 1 to 99) of its thread, where that is allowed.
     pub priority: Option<u8>,
+    /// In which order a file's chunks are taken away. [`Order::ChunkByChunk`], the default: each has
+    /// nothing behind it for two calls only, for devices that report a fault for an access in that
+    /// time, or wait shortly. [`Order::FenceFirst`]: the operation waits for as few calls as can be.
+    pub order: Order,
     /// Which notifiers to use, and how; by default all that this machine allows but leases: while
     /// one is held, whoever opens the file with O_NONBLOCK, as truncate(1) does, fails with EAGAIN.
     pub notifiers: Options,
@@ -54,6 +58,7 @@ impl Default for GuardOptions {
         Self {
             cpu: None,
             priority: None,
+            order: Order::ChunkByChunk,
             notifiers: Options { kinds: quiet_notifiers(), ..Options::default() },
             keeper: Some(KeeperOptions::default()),
         }

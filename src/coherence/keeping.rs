@@ -115,3 +115,15 @@ impl Keeping {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        // No pin is left, so nothing in a container needs one: a keeper that were to find it at its
+        // end would empty it under a device that goes on.
+        let mut state = self.lock();
+        let State { keeper: Some(keeper), spaces } = &mut *state else { return };
+        for (_, container) in spaces.drain(..) {
+            keeper.let_go_container(container);
+        }
+    }
+}

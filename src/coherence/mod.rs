@@ -31,6 +31,7 @@ mod tie;
 pub use event::{Event, EventKind, Part, RegionId, Timing};
 pub use guard::{Guard, GuardOptions};
 pub use holdfast_dax::notify::{Cause, NotifierKind, Options as NotifierOptions, Statement};
+pub use holdfast_iommu::Order;
 pub use policy::{Policy, Reaction};
 pub(crate) use region::Placement;
 pub use stream::Events;

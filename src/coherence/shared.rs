@@ -310,6 +310,9 @@ impl Shared {
                 let delay = if notice.stage == Stage::Done { Duration::ZERO } else { ANNOUNCED };
                 self.follow(&file, &state, delay);
             }
+            (Stage::Announced | Stage::Done, Phase::Open) if why.cause.only_adds() => {
+                state.epoch += 1;
+            }
             // It waits for an answer, and will wait for the pin: that is when it is dealt with.
             (Stage::Waiting, _) if notice.notifier.waits_for_answer() => {
                 state.announce(why);
@@ -320,13 +323,13 @@ impl Shared {
                 tracing::error!(file = %file.subject, cause = %why.cause, "the file's blocks are \
                      exchanged behind its layout pin: for some microseconds devices may have \
                      reached blocks of another file");
-                let broke = state.start_break(why, &self.publisher);
+                let broke = state.start_break(why, self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }
             (Stage::Announced, _) => state.announce(why),
             // What happened before the pin was taken is settled.
             (Stage::Waiting, Phase::Held) if notice.at >= state.held_since => {
-                let broke = state.start_break(why, &self.publisher);
+                let broke = state.start_break(why, self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }
             (Stage::Waiting, Phase::Open) => state.epoch += 1,
@@ -403,7 +406,7 @@ impl Shared {
                 for region in &state.regions {
                     region.ready.store(false, Ordering::Release);
                 }
-                let broke = state.finish_break(&self.publisher);
+                let broke = state.finish_break(self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }
         }
