@@ -263,9 +263,9 @@ mod tests {
             (&[][..], None, Some(V11_1)),
             (&[][..], Some(V7_2), Some(V7_2)),
             (&[pvrdma.clone(), Nic::Edu], None, Some(V7_2)),
-            (&[pvrdma.clone()], Some(V11_1), None),
-            (&[holdfast.clone()], Some(V7_2), None),
-            (&[holdfast, pvrdma], None, None),
+            (std::slice::from_ref(&pvrdma), Some(V11_1), None),
+            (std::slice::from_ref(&holdfast), Some(V7_2), None),
+            (&[holdfast.clone(), pvrdma.clone()], None, None),
         ] {
             assert_eq!(qemu_for(nics, asked).ok(), qemu, "{nics:?} {asked:?}");
         }
