@@ -104,12 +104,14 @@ impl Drop for NicProcess {
     }
 }
 
+/// Opens the first (0) or the second (1) with these options.
+type Opener = Box<dyn Fn(usize, &Options) -> Device>;
+
 /// Two NICs, opened, and whatever keeps them alive.
 pub struct Nics {
     pub a: Device,
     pub b: Device,
-    /// Opens the first (0) or the second (1) with these options.
-    open: Box<dyn Fn(usize, &Options) -> Device>,
+    open: Opener,
     pub processes: Vec<NicProcess>,
     folder: Option<tempfile::TempDir>,
     // Last: the next test may open the given devices when these are closed.
@@ -127,7 +129,7 @@ impl Nics {
     /// With options for the driver of the second.
     pub fn with(setting: Setting, options: &Options) -> Self {
         let (mut processes, mut folder, mut turn) = (Vec::new(), None, None);
-        let open: Box<dyn Fn(usize, &Options) -> Device> = match setting {
+        let open: Opener = match setting {
             Setting::OneProcess | Setting::OneProcessPolling => {
                 let poll = setting == Setting::OneProcessPolling;
                 let nics = EmulatedOptions { nics: 2, poll, ..Default::default() };
