@@ -421,12 +421,34 @@ impl AddressSpace {
             }
         }
         let mut found = Unmapped::Nothing;
+        let mut gone = Vec::new();
         for step in tile.steps(chunk.step(tile.len())) {
-            if self.domain.unmap_exact(step)? == Unmapped::All {
-                found = Unmapped::All;
+            match self.domain.unmap_exact(step) {
+                Ok(Unmapped::All) => {
+                    found = Unmapped::All;
+                    gone.push(step);
+                }
+                Ok(Unmapped::Nothing) => gone.push(step),
+                Err(error) => {
+                    self.put_back(chunk, &gone);
+                    return Err(error);
+                }
             }
         }
         Ok(found)
+    }
+}
+
+impl AddressSpace {
+    /// Scrap again behind those parts of a chunk that went before one that would not go, so that
+    /// the chunk is whole, as the books say.
+    fn put_back(&self, chunk: &Chunk, parts: &[IovaRange]) {
+        let On::Scrap(scrap) = &chunk.on else { return };
+        for part in parts {
+            if let Err(error) = self.domain.map(*part, &scrap.memory().backing(), chunk.prot) {
+                tracing::error!(%part, %error, "a part of a chunk on scrap has nothing behind it");
+            }
+        }
     }
 }
 

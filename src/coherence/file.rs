@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use holdfast_dax::notify::{Cause, Notice, NotifierKind, Subject};
+use holdfast_dax::notify::{Cause, Notice, NotifierKind, Probe, Subject};
 use holdfast_iommu::{Order, retarget_all};
 
 use super::event::{Event, EventKind, Part, RegionId, Timing};
@@ -167,6 +167,11 @@ impl GuardedFile {
 }
 
 impl State {
+    /// Whether an operation waits for the pin, by the pin's own sign.
+    pub fn is_disturbed(&self) -> bool {
+        self.pin.as_ref().is_some_and(|pin| pin.disturbed().unwrap_or(true))
+    }
+
     /// Whether any region would need a pin.
     pub fn needs_pin(&self) -> bool {
         self.regions.iter().any(|region| region.needs_pin())

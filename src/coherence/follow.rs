@@ -237,11 +237,12 @@ fn settle(
 /// The pin is in force: the file is held from here on.
 fn install(shared: &Shared, file: &GuardedFile, state: &mut State, pin: Option<Arc<HeldPin>>) {
     shared.watch(file, pin.as_ref());
+    // Whoever was noticed after the pin began to be taken may wait for it.
+    state.held_since = pin.as_ref().map_or_else(Instant::now, |pin| pin.since());
     if pin.is_some() {
         state.pin = pin;
     }
     state.phase = Phase::Held;
-    state.held_since = Instant::now();
 }
 
 /// The parts of a region that its file has, whole pages. A device in another process faults on its

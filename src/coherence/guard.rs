@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_dax::notify::{Notice, NotifierKind, Options, Statement};
 use holdfast_dax::{GRANULE, Memory};
@@ -29,7 +29,9 @@ use crate::device::DeviceInner;
 use crate::{Error, ProtectionDomain, Result};
 
 /// How long the guard sleeps when nobody wakes it.
-const IDLE: Duration = Duration::from_millis(200);
+const IDLE: Duration = Duration::from_millis(100);
+/// How often all pins are looked at, whatever the notifiers say.
+const BACKSTOP: Duration = Duration::from_millis(100);
 /// The same while a file is busy or a deadline runs.
 const SOON: Duration = Duration::from_millis(1);
 
@@ -169,7 +171,7 @@ fn run(shared: &Arc<Shared>) {
     let mut notices: Vec<Notice> = Vec::with_capacity(1024);
     let (mut deferred, mut busy) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
     let mut files = Vec::with_capacity(1024);
-    let mut period = IDLE;
+    let (mut period, mut looked) = (IDLE, Instant::now());
     while !shared.stopping() {
         shared.wait(period);
         shared.collect(&mut notices);
@@ -182,7 +184,11 @@ fn run(shared: &Arc<Shared>) {
             }
         }
         std::mem::swap(&mut busy, &mut deferred);
-        let holding = shared.look(&mut files);
+        let backstop = looked.elapsed() >= BACKSTOP;
+        if backstop {
+            looked = Instant::now();
+        }
+        let holding = shared.look(&mut files, backstop);
         period = if deferred.is_empty() && !holding { IDLE } else { SOON };
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use holdfast_dax::notify::Probe;
 use holdfast_dax::{Error, Pin, Sign};
@@ -16,22 +17,29 @@ use crate::Result;
 pub struct HeldPin {
     pin: Mutex<Pin>,
     sign: Arc<Sign>,
+    /// A moment before it was taken: an operation noticed earlier did not wait for it.
+    since: Instant,
     released: AtomicBool,
     /// Who holds it as well, and by which name.
     kept: Mutex<Option<(Arc<Keeper>, PinId)>>,
 }
 
 impl HeldPin {
-    /// Shares a pin with a keeper. Waits for its answer: from then on the pin outlives this
+    /// Shares a pin, taken after `since`, with a keeper. Waits for its answer: from then on the pin outlives this
     /// process.
-    pub fn new(pin: Pin, keeper: Option<Arc<Keeper>>) -> Result<Self> {
+    pub fn new(pin: Pin, since: Instant, keeper: Option<Arc<Keeper>>) -> Result<Self> {
         let sign = pin.sign();
         let released = AtomicBool::new(false);
-        let held = Self { pin: Mutex::new(pin), sign, released, kept: Mutex::new(None) };
+        let held = Self { pin: Mutex::new(pin), sign, since, released, kept: Mutex::new(None) };
         if let Some(keeper) = keeper {
             held.hand_over(keeper)?;
         }
         Ok(held)
+    }
+
+    /// A moment before it was taken.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Where the pinned page is in the file.

@@ -252,8 +252,9 @@ impl Shared {
     /// lock.
     pub fn pin(&self, file: &GuardedFile, offset: u64) -> Result<Arc<HeldPin>> {
         let none = || Error::Guard("anonymous memory needs no pin".to_owned());
+        let since = Instant::now();
         let pin = Pin::take(file.fd.as_ref().ok_or_else(none)?.as_fd(), offset)?;
-        Ok(Arc::new(HeldPin::new(pin, self.keeping.keeper())?))
+        Ok(Arc::new(HeldPin::new(pin, since, self.keeping.keeper())?))
     }
 
     /// What the keeper did becomes notices; says whether it died.
@@ -327,8 +328,10 @@ impl Shared {
                 self.after(&file, &state, broke);
             }
             (Stage::Announced, _) => state.announce(why),
-            // What happened before the pin was taken is settled.
-            (Stage::Waiting, Phase::Held) if notice.at >= state.held_since => {
+            // What happened before the pin was taken is settled, unless the pin itself says otherwise.
+            (Stage::Waiting, Phase::Held)
+                if notice.at >= state.held_since || state.is_disturbed() =>
+            {
                 let broke = state.start_break(why, self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }
@@ -390,12 +393,20 @@ impl Shared {
     }
 
     /// Looks at the deadlines of files whose regions were given time. Says whether there are any.
-    pub fn look(&self, files: &mut Vec<Arc<GuardedFile>>) -> bool {
+    /// With `backstop`, looks at their pins as well.
+    pub fn look(&self, files: &mut Vec<Arc<GuardedFile>>, backstop: bool) -> bool {
         let mut any = false;
         files.extend(lock(&self.files).values().map(Arc::clone));
         for file in files.drain(..) {
             let Some(mut state) = file.try_lock() else { continue };
             any |= state.keep_out();
+            // Whatever became of the news: nobody waits for ever.
+            if backstop && state.phase == Phase::Held && state.is_disturbed() {
+                let why = Why::unknown(NotifierKind::GuardPage);
+                let broke = state.start_break(why, self.options.order, &self.publisher);
+                self.after(&file, &state, broke);
+                any = true;
+            }
             let Phase::Holding { until } = state.phase else { continue };
             any = true;
             let ready = state.regions.iter().all(|region| {
