@@ -243,7 +243,7 @@ impl Session {
     /// A watch over waiting loops.
     pub fn watch(&self) -> Patience {
         let ends = self.active.iter().chain(&self.passive);
-        Patience::new(self.timeout).over(ends.map(|end| end.device.clone()).collect())
+        Patience::new(self.timeout).over(ends.map(|end| &end.device))
     }
 
     /// Waits until the other process has come to the same point, if there is one; for as long as

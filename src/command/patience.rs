@@ -1,10 +1,12 @@
 //! Patience with a loop that waits for the device: it ends the wait on Ctrl-C, and when nothing has
 //! happened for too long. A tick costs a few instructions; the clock is read once in many.
 
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use holdfast::Device;
+use holdfast_driver as driver;
 
 use super::interrupt;
 
@@ -17,7 +19,8 @@ pub struct Patience {
     ticks: u32,
     since: Option<Instant>,
     patience: Duration,
-    devices: Vec<Device>,
+    /// By address; they are not kept open.
+    devices: Vec<(String, Weak<driver::Device>)>,
 }
 
 impl Patience {
@@ -27,8 +30,10 @@ impl Patience {
     }
 
     /// Blames one of these devices when nothing comes because it is gone.
-    pub fn over(self, devices: Vec<Device>) -> Self {
-        Self { devices, ..self }
+    pub fn over<'d>(self, devices: impl Iterator<Item = &'d Device>) -> Self {
+        let weak =
+            |device: &Device| (device.address().to_string(), Arc::downgrade(device.driver()));
+        Self { devices: devices.map(weak).collect(), ..self }
     }
 
     /// Nothing has happened yet; `what` is waited for.
@@ -53,8 +58,10 @@ impl Patience {
         let since = *self.since.get_or_insert_with(Instant::now);
         let waited = since.elapsed();
         if waited >= self.patience {
-            for device in &self.devices {
-                device.driver().check_present().with_context(|| device.address().to_string())?;
+            for (address, device) in &self.devices {
+                if let Some(device) = device.upgrade() {
+                    device.check_present().with_context(|| address.clone())?;
+                }
             }
         }
         anyhow::ensure!(
