@@ -112,7 +112,7 @@ impl Guard {
         self.inner.shared.statement()
     }
 
-    /// The application needs no more time for this region ([`Reaction::Hold`]). Never blocks on
+    /// The application needs no more time for this region ([`Reaction::Hold`](super::Reaction::Hold)). Never blocks on
     /// the file.
     pub fn proceed(&self, region: RegionId) {
         for file in self.inner.shared.files() {

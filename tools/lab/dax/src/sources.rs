@@ -1,5 +1,6 @@
 //! What a file turns out to be, and where its bytes are: recognised or refused with the reason,
 //! extents against FIEMAP, and windows against `pread`.
+#![expect(clippy::single_range_in_vec_init, reason = "lists of one range are meant")]
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -241,7 +242,10 @@ fn sharing(report: &mut Report, folder: &Path) {
         let result = fs_dax(&path, Populate::Yes);
         std::fs::remove_file(folder.join("filler"))?;
         match result {
-            Err(error @ Error::Shared { .. }) => Ok(println!("     {error}")),
+            Err(error @ Error::Shared { .. }) => {
+                println!("     {error}");
+                Ok(())
+            }
             other => bail!("it gives {other:?}"),
         }
     });
@@ -265,7 +269,10 @@ pub fn no_window(report: &mut Report, path: &Path, words: &str) {
         let found =
             extents(&memory, 0, memory.len() as u64, GRANULE).and_then(|found| Window::map(&found));
         match found {
-            Err(error) if error.to_string().contains(words) => Ok(println!("     {error}")),
+            Err(error) if error.to_string().contains(words) => {
+                println!("     {error}");
+                Ok(())
+            }
             Err(error) => bail!("it says: {error}"),
             Ok(_) => bail!("it is given"),
         }
