@@ -6,7 +6,9 @@
 //! 1. Which parts have blocks (this takes the inode's lock, so the operation is over; no pin of
 //!    ours is in force, so it does not wait for us). They are faulted in for writing, which gives
 //!    shared blocks copies of their own and turns unwritten ones into written ones.
-//! 2. The pin is taken. From here on no layout operation passes.
+//! 2. The pin is taken. From here on no layout operation passes. What an operation between 1 and 2
+//!    took out of the page tables may have been read since, and stand there again as a block that a
+//!    clone shares; so all is faulted in for writing once more.
 //! 3. Their physical addresses are read from the page tables. A layout operation takes all pages of
 //!    the file out of them, so one that came between 1 and 2 shows here, and all begins again.
 //! 4. They are mapped, and `Restored` and `Lost` are published.
@@ -208,10 +210,11 @@ fn settle(
     };
     // Whoever takes a region away from here on ends its permit.
     for (region, permit, run, parts) in permits {
-        let map = || region.to_file(&permit, &parts);
         let restored = match held.as_ref().filter(|_| region.needs_pin()) {
-            Some(pin) => pin.in_turn(map),
-            None => map(),
+            Some(pin) => region
+                .make_own(&parts, pin.offset())
+                .and_then(|()| pin.in_turn(|| region.to_file(&permit, &parts))),
+            None => region.to_file(&permit, &parts),
         };
         let state = file.lock();
         if permit.has_ended() {

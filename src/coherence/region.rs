@@ -234,6 +234,28 @@ impl GuardedRegion {
         Some(Target { space: &self.space, range, scrap: &self.scrap })
     }
 
+    /// Faults parts in for writing once more, now that the pin is in force. What was taken out of
+    /// the page tables before it and then only read may be a block that a clone has as well. The
+    /// pinned page (`pinned`, in the file) is the file's own since it was pinned, and is left
+    /// alone: Linux 7.3 lets no operation go on while it is in a page table.
+    pub fn make_own(&self, parts: &[Part], pinned: u64) -> Result<()> {
+        let page = self.memory.page_size() as u64;
+        let pinned = pinned.checked_sub(self.file_offset());
+        for part in parts {
+            let cut = pinned.filter(|at| (part.start..part.end).contains(at));
+            let (before, after) = match cut {
+                Some(at) => {
+                    (Part { start: part.start, end: at }, Part { start: at + page, end: part.end })
+                }
+                None => (*part, Part { start: part.end, end: part.end }),
+            };
+            for part in [before, after].into_iter().filter(|part| !part.is_empty()) {
+                self.memory.populate(part.start, part.len())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The right to put the file behind a part again, until it is taken away.
     pub fn permit(&self, part: Part) -> Result<Option<Permit>> {
         Ok(self.sub_range(part).map(|range| self.space.permit(range)).transpose()?)
