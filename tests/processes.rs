@@ -285,6 +285,10 @@ fn the_demo_is_right_and_leaves_nothing_behind() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["errors"], 0, "{result}");
+    let moving = &result["moving"];
+    assert_eq!((&moving["failed"], &moving["foreign_bytes"]), (&0.into(), &0.into()), "{result}");
+    assert_eq!(moving["moves"].as_array().map(Vec::len), Some(4), "each way of moving: {result}");
+    assert!(moving["checked_bytes"].as_u64().unwrap() >= 4 << 20, "{result}");
     assert!(entries(folder.path()).is_empty(), "{:?}", entries(folder.path()));
 
     let mut child =
