@@ -1,0 +1,189 @@
+//! `lab-storm`: the test that shows what Holdfast is for. It runs in a lab guest.
+//!
+//! A remote peer writes a region of a DAX file at full rate and never stops. Meanwhile every
+//! operation that can change the file's layout runs against it in random order, from this process
+//! and from others; what it frees is given to other files at once, whose every byte is known and
+//! compared. Not one byte may be foreign, and the events must add up exactly to what was done.
+//! Without a guard, the same storm corrupts.
+
+mod canary;
+mod choice;
+mod ends;
+mod field;
+mod figures;
+mod hands;
+mod ioctl;
+mod ledger;
+mod operation;
+mod peer;
+mod random;
+mod region;
+mod storm;
+mod uring;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use holdfast::DeviceAddress;
+use holdfast::coherence::NotifierKind;
+
+use figures::Figures;
+use storm::{Plan, Storm};
+
+/// Layout operations on a DAX file under a peer that never stops writing it.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Every layout operation in random order, and every byte of what it frees compared
+    Run(RunOptions),
+    /// Performs operations that it reads from its standard input (started by the others)
+    #[command(hide = true)]
+    Operate {
+        /// Folder of the files
+        folder: PathBuf,
+    },
+}
+
+/// Where, how long, and how.
+#[derive(Debug, Args)]
+struct RunOptions {
+    /// Folder on a DAX mount; every file in it goes
+    #[arg(long)]
+    dir: PathBuf,
+    /// The NIC that has the region
+    #[arg(long)]
+    device: DeviceAddress,
+    /// The NIC whose peer writes it
+    #[arg(long)]
+    peer: DeviceAddress,
+    /// How long
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// What the order of operations comes from [default: the time]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// MiB of the file and its region
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=64))]
+    size: u64,
+    /// Regions on the file: one, another beside it, and a third on the other NIC
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    regions: u8,
+    /// Whether anything guards the region; the test is whether the storm then corrupts
+    #[arg(long, value_enum, default_value = "on")]
+    guard: Switch,
+    /// Use these notifiers only; may be repeated [default: all]
+    #[arg(long, value_parser = notifier)]
+    notifier: Vec<NotifierKind>,
+    /// Stop the guard's process for as many milliseconds during some operations
+    #[arg(long, value_name = "MS")]
+    delay_notices: Option<u64>,
+    /// The NIC fails on a translation miss: count failed requests, and do not mind them
+    #[arg(long)]
+    misses_fail: bool,
+    /// Where to write the figures
+    #[arg(long, value_name = "FILE")]
+    numbers: Option<PathBuf>,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+fn notifier(text: &str) -> Result<NotifierKind, String> {
+    let known = NotifierKind::ALL.into_iter().find(|kind| kind.name() == text);
+    known.ok_or_else(|| {
+        let names: Vec<_> = NotifierKind::ALL.iter().map(|kind| kind.name()).collect();
+        format!("no notifier; there are {}", names.join(", "))
+    })
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Run(options) => run(&options),
+        Verb::Operate { folder } => hands::operate(folder).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab-storm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &RunOptions) -> Result<bool> {
+    let seed = options.seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |now| now.as_micros() as u64)
+    });
+    let guarded = options.guard == Switch::On;
+    println!("seed {seed}");
+    let storm = Storm::new(Plan {
+        folder: options.dir.clone(),
+        device: options.device.clone(),
+        peer: options.peer.clone(),
+        time: Duration::from_secs(options.seconds),
+        seed,
+        size: options.size << 20,
+        guarded,
+        notifiers: options.notifier.clone(),
+        delay: options.delay_notices.map(Duration::from_millis),
+        regions: usize::from(options.regions),
+    })?;
+    let start = Instant::now();
+    let (figures, result) = storm.run();
+    print!("{figures}");
+    if let Some(path) = &options.numbers {
+        std::fs::write(path, serde_json::to_vec_pretty(&figures.json())?)?;
+    }
+    Ok(verdict(&figures, result, guarded, options.misses_fail, start.elapsed()))
+}
+
+/// Prints what the suite reads.
+fn verdict(
+    figures: &Figures,
+    result: Result<()>,
+    guarded: bool,
+    misses_fail: bool,
+    took: Duration,
+) -> bool {
+    let seconds = took.as_secs_f64();
+    let mut good = true;
+    let mut check = |name: &str, wrong: Option<String>| match wrong {
+        None => println!("ok   {name} ({seconds:.1} s)"),
+        Some(why) => {
+            good = false;
+            println!("FAIL {name} ({seconds:.1} s): {}", why.replace('\n', " "));
+        }
+    };
+    let foreign = figures.look.foreign;
+    let (operations, look) = (figures.operations(), figures.look.bytes);
+    if !guarded {
+        let found = foreign > 0 && figures.look.marks > 0;
+        let wrong = (!found).then(|| format!("no foreign byte in {look} after {operations}"));
+        check("without a guard, the storm corrupts other files", wrong);
+        return good;
+    }
+    check("no byte of another file was written", (foreign > 0).then(|| format!("{foreign} were")));
+    if !misses_fail {
+        let failed = figures.failed;
+        check("no request of the peer failed", (failed > 0).then(|| format!("{failed} did")));
+    }
+    check("the events add up to what was done", result.err().map(|error| format!("{error:#}")));
+    let few = operations < 20 || figures.writes < 1000;
+    let few = few.then(|| format!("{operations} operations, {} writes", figures.writes));
+    check("it was a storm", few);
+    good
+}

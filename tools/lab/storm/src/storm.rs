@@ -1,0 +1,415 @@
+//! The storm: a peer that never stops writing, and every layout operation in random order.
+//!
+//! A step is an operation, or a burst of them by several processes at once. Then a canary takes
+//! all the space there is, which is what was freed; the peer writes everything once more; the
+//! canary is compared, and compared again before it is removed. In the end the file gets its size
+//! and blocks back, the region has to be whole again, and the books of the events are closed.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use holdfast::coherence::{Guard, GuardOptions, NotifierKind, NotifierOptions};
+use nix::errno::Errno;
+
+use crate::canary::{Look, later_marks};
+use crate::choice;
+use crate::ends::Ends;
+use crate::field::Field;
+use crate::figures::{FailedIn, Figures, Times};
+use crate::hands::{Done, Hands};
+use crate::ledger::Ledger;
+use crate::operation::{Kind, Operation};
+use crate::random::Random;
+
+/// How long an operation may take; a loaded machine without KVM is slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a canary is left to the peer at least.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// What the storm is like.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub folder: PathBuf,
+    pub device: holdfast::DeviceAddress,
+    pub peer: holdfast::DeviceAddress,
+    pub time: Duration,
+    pub seed: u64,
+    pub size: u64,
+    pub guarded: bool,
+    pub notifiers: Vec<NotifierKind>,
+    /// Stop the guard's process for as long during some operations.
+    pub delay: Option<Duration>,
+    /// More regions on the same file.
+    pub regions: usize,
+}
+
+/// A storm under way.
+pub struct Storm {
+    plan: Plan,
+    random: Random,
+    field: Field,
+    ends: Ends,
+    ledger: Option<Ledger>,
+    guard: Option<Guard>,
+    /// Whether events name causes.
+    causes: bool,
+    hands: Vec<Hands>,
+    figures: Figures,
+}
+
+impl Storm {
+    /// Sets the scene: the files, those who will operate, the devices, the guard, the regions.
+    pub fn new(plan: Plan) -> Result<Self> {
+        let field = Field::lay_out(&plan.folder, plan.size).context("laying out the files")?;
+        // Its descriptor is older than the registration.
+        let early = Hands::process("an earlier process", &plan.folder)?;
+        let guard = if plan.guarded { Some(guard(&plan.notifiers)?) } else { None };
+        let events = guard.as_ref().map(Guard::events).transpose()?;
+        let ends = Ends::open(&plan, &field.path("region"), guard.as_ref())?;
+        let late = Hands::process("a later process", &plan.folder)?;
+        let hands = vec![Hands::thread("this process", &plan.folder)?, early, late];
+        let ledger = events.map(|events| Ledger::new(events, ends.named()));
+        let in_force: Vec<NotifierKind> =
+            guard.as_ref().map_or(Vec::new(), |guard| guard.statement().in_force().collect());
+        let figures = Figures {
+            seed: plan.seed,
+            file_system: field.fs,
+            guarded: plan.guarded,
+            notifiers: in_force.iter().map(|kind| kind.name()).collect(),
+            seconds: 0.0,
+            steps: 0,
+            rows: Default::default(),
+            to_scrap: Times::default(),
+            windows: Times::default(),
+            to_whole: Times::default(),
+            writes: 0,
+            failed: 0,
+            statuses: Default::default(),
+            reconnects: 0,
+            failed_in: Vec::new(),
+            events: Default::default(),
+            canaries: 0,
+            look: Look::default(),
+        };
+        let causes = in_force.contains(&NotifierKind::Kprobe);
+        let random = Random::new(plan.seed);
+        Ok(Self { plan, random, field, ends, ledger, guard, causes, hands, figures })
+    }
+
+    /// Runs it for its time, or until it has shown what it was to show. What was counted is there
+    /// whether that worked or not.
+    pub fn run(mut self) -> (Figures, Result<()>) {
+        let start = Instant::now();
+        let result = self.steps(start).and_then(|()| self.close());
+        self.figures.seconds = start.elapsed().as_secs_f64();
+        self.ends.count(&mut self.figures);
+        if let Some(ledger) = &self.ledger {
+            self.figures.events = ledger.totals.clone();
+        }
+        let ended = self.ends.take_down();
+        drop(self.guard);
+        (self.figures, result.and(ended))
+    }
+
+    fn steps(&mut self, start: Instant) -> Result<()> {
+        self.ends.pass(PATIENCE).context("before the storm")?;
+        while start.elapsed() < self.plan.time {
+            let number = self.figures.steps;
+            self.step().with_context(|| format!("step {number}, seed {}", self.plan.seed))?;
+            self.figures.steps += 1;
+            if !self.plan.guarded && self.figures.look.foreign > 0 {
+                // It has shown what it was to show, and goes on to spoil the file system.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A last look at everything.
+    fn close(&mut self) -> Result<()> {
+        let look = self.field.look()?;
+        self.figures.look.add(look);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.quiet().context("after the storm")?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.quiet()?;
+        }
+        let failed = self.ends.failed();
+        let (what, ended) = if self.plan.guarded && self.random.one_in(3) {
+            (self.burst()?, None)
+        } else {
+            let (operation, ended) = self.single()?;
+            (vec![operation], Some(ended))
+        };
+        self.ends.next_epoch();
+        self.canary(&what)?;
+        self.tidy(&what)?;
+        if self.ledger.is_some() {
+            self.settle(&what, ended)?;
+        }
+        self.restore(&what)?;
+        self.note_failures(&what, failed);
+        Ok(())
+    }
+
+    /// One operation, and the events that it must bring.
+    fn single(&mut self) -> Result<(Operation, Instant)> {
+        let operation = choice::any(&mut self.random, &self.field, self.plan.guarded, self.causes);
+        let epoch = self.prepare(&operation)?;
+        let delay = self.plan.delay.filter(|_| self.random.one_in(4));
+        let done = match delay {
+            Some(time) => {
+                self.hands[1].begin_while_stopped(&operation, time)?;
+                self.hands[1].end(PATIENCE + time)
+            }
+            None if self.random.one_in(6) => {
+                let mut fresh = Hands::process("a new process", &self.plan.folder)?;
+                fresh.begin(&operation)?;
+                fresh.end(PATIENCE)
+            }
+            None => {
+                let who = self.random.below(self.hands.len() as u64) as usize;
+                self.hands[who].begin(&operation)?;
+                self.hands[who].end(PATIENCE)
+            }
+        };
+        let done = done.with_context(|| operation.to_string())?;
+        self.note(&operation, &done);
+        let waits = operation.kind.waits(self.field.fs);
+        if let Some(ledger) = &mut self.ledger {
+            // What was published before the operation was let go is there when it has returned.
+            ledger.read()?;
+            let told = (|| {
+                ensure!(!(done.early && waits), "it did not wait for the guard");
+                match () {
+                    () if done.refused.is_some_and(|errno| errno != Errno::EILSEQ) => {}
+                    () if waits => ledger.all_announced(operation.kind.causes(), self.causes)?,
+                    () => ledger.none_announced()?,
+                }
+                ledger.in_time(done.began, done.ended, operation.kind.causes())
+            })();
+            told.with_context(|| format!("{operation}: {done:?}"))?;
+        }
+        if operation.kind.shares() || operation.kind == Kind::Exchange {
+            self.keep_epoch(&operation, epoch)?;
+        }
+        Ok((operation, done.ended))
+    }
+
+    /// Several operations by several processes at once.
+    fn burst(&mut self) -> Result<Vec<Operation>> {
+        let count = 2 + self.random.below(5) as usize;
+        let mut operations = Vec::new();
+        while operations.len() < count {
+            let operation = choice::any(&mut self.random, &self.field, true, self.causes);
+            // Those with second files are done alone.
+            if !operation.kind.shares() && operation.kind != Kind::Exchange {
+                operations.push(operation);
+            }
+        }
+        let mut span: Option<(Instant, Instant)> = None;
+        for together in operations.chunks(self.hands.len()) {
+            for (hands, operation) in self.hands.iter_mut().zip(together) {
+                hands.begin(operation)?;
+            }
+            let mut ended = Vec::new();
+            for (hands, operation) in self.hands.iter().zip(together) {
+                let done = hands.end(PATIENCE);
+                let done = done.with_context(|| format!("{operation} by {}", hands.name()))?;
+                ended.push((*operation, done));
+            }
+            for (operation, done) in ended {
+                self.note(&operation, &done);
+                let (first, last) = span.unwrap_or((done.began, done.ended));
+                span = Some((first.min(done.began), last.max(done.ended)));
+            }
+        }
+        if let (Some(ledger), Some((began, ended))) = (&mut self.ledger, span) {
+            ledger.read()?;
+            let causes = causes_of(&operations);
+            ledger.in_time(began, ended, &causes).with_context(|| format!("{operations:?}"))?;
+        }
+        Ok(operations)
+    }
+
+    /// Makes the second file that an operation needs; the epoch of what it may hold.
+    fn prepare(&mut self, operation: &Operation) -> Result<u32> {
+        let epoch = self.ends.epoch();
+        match operation.kind {
+            Kind::DedupeFrom | Kind::DedupeOnto => {
+                // All of the region is of this epoch when it has been written once.
+                self.ends.pass(PATIENCE)?;
+                self.field.twin(operation.offset, operation.len, epoch)?;
+            }
+            Kind::CloneOnto | Kind::CloneRangeOnto | Kind::Exchange => {
+                self.field.donor()?;
+            }
+            _ => {}
+        }
+        Ok(epoch)
+    }
+
+    /// What another file got from the region, nobody writes any more.
+    fn keep_epoch(&mut self, operation: &Operation, epoch: u32) -> Result<()> {
+        let name = match operation.kind {
+            Kind::CloneFrom | Kind::CloneRangeFrom | Kind::DedupeFrom | Kind::DedupeOnto => "clone",
+            Kind::Exchange => "donor",
+            _ => return Ok(()),
+        };
+        self.ends.next_epoch();
+        self.ends.pass(PATIENCE)?;
+        if self.field.path(name).exists() {
+            let look = later_marks(&self.field.path(name), epoch)?;
+            self.foreign(look, &[*operation])?;
+        }
+        Ok(())
+    }
+
+    /// A canary in all that is free, which the peer gets time to spoil.
+    fn canary(&mut self, what: &[Operation]) -> Result<()> {
+        let mut canary = self.field.grab()?;
+        self.figures.canaries += 1;
+        self.ends.pass(PATIENCE).context("with a canary in the freed space")?;
+        let look = canary.look()?;
+        self.foreign(look, what)?;
+        if self.random.one_in(4) {
+            let look = self.field.look()?;
+            self.foreign(look, what)?;
+        } else {
+            std::thread::sleep(MOMENT);
+        }
+        let look = canary.look()?;
+        self.foreign(look, what)
+    }
+
+    /// Notes what a look found. Under a guard, the first foreign byte ends the storm.
+    fn foreign(&mut self, look: Look, what: &[Operation]) -> Result<()> {
+        self.figures.look.add(look);
+        if self.plan.guarded && look.foreign > 0 {
+            bail!(
+                "{} foreign bytes ({} of the peer's words) after {what:?}",
+                look.foreign,
+                look.marks
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes the second files.
+    fn tidy(&mut self, what: &[Operation]) -> Result<()> {
+        if what.iter().any(|operation| operation.kind.shares()) {
+            self.field.remove("clone")?;
+        }
+        if what.iter().any(|operation| operation.kind == Kind::Exchange) {
+            self.field.spend_donor();
+        }
+        Ok(())
+    }
+
+    /// Every page is restored or lost, as the file has a block there or not.
+    fn settle(&mut self, what: &[Operation], ended: Option<Instant>) -> Result<()> {
+        let Some(ledger) = &mut self.ledger else { return Ok(()) };
+        ledger.settle(PATIENCE).with_context(|| format!("after {what:?}"))?;
+        if let Some(ended) = ended {
+            // Of several at once, one may have met a file that was no longer held: nothing of the
+            // region stood on it then.
+            ledger.fenced_by(ended).with_context(|| format!("after {what:?}"))?;
+        }
+        let blocks = self.field.blocks()?;
+        let has = |offset: u64| blocks.get((offset / 4096) as usize).copied().unwrap_or(false);
+        ledger.agrees(has).with_context(|| format!("after {what:?}"))?;
+        for one in &ledger.breaks {
+            self.figures.windows.note(one.window);
+        }
+        Ok(())
+    }
+
+    /// Gives the file its size and blocks back, and waits until all of it is the region's again.
+    fn restore(&mut self, what: &[Operation]) -> Result<()> {
+        let size = self.plan.size;
+        let back =
+            [Operation::new(Kind::Allocate, 0, size), Operation::new(Kind::Ftruncate, size, 0)];
+        let mut tries = 0;
+        let mut ended = Instant::now();
+        for operation in back {
+            loop {
+                let who = self.random.below(self.hands.len() as u64) as usize;
+                self.hands[who].begin(&operation)?;
+                let done = self.hands[who].end(PATIENCE);
+                let done = done.with_context(|| format!("{operation} after {what:?}"))?;
+                ended = done.ended;
+                self.note(&operation, &done);
+                match done.refused {
+                    None => break,
+                    Some(Errno::ENOSPC) if tries < 20 => {
+                        tries += 1;
+                        self.field.settle()?;
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                    Some(errno) => bail!("{operation} after {what:?}: {errno}"),
+                }
+            }
+        }
+        if let Some(ledger) = &mut self.ledger {
+            ledger.whole(PATIENCE).with_context(|| format!("restored after {what:?}"))?;
+            self.figures.to_whole.note(ended.elapsed());
+            ledger.adds_up().with_context(|| format!("after {what:?}"))?;
+            let mut causes = causes_of(what);
+            causes.extend(causes_of(&back));
+            ledger.in_time(ended - 10 * PATIENCE, ended, &causes)?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, operation: &Operation, done: &Done) {
+        let row = self.figures.rows.entry(operation.kind).or_default();
+        match done.refused {
+            None => {
+                row.done += 1;
+                row.stall.note(done.stall());
+            }
+            Some(errno) => *row.refused.entry(format!("{errno:?}")).or_default() += 1,
+        }
+        if let Some(ledger) = &mut self.ledger {
+            let _ = ledger.read();
+            for one in ledger.breaks.iter().filter(|one| one.at >= done.began) {
+                self.figures.to_scrap.note(one.fenced.saturating_duration_since(done.began));
+            }
+        }
+    }
+
+    fn note_failures(&mut self, what: &[Operation], before: u64) {
+        let failures = self.ends.failed() - before;
+        if failures > 0 {
+            let names: Vec<_> = what.iter().map(|operation| operation.kind.name()).collect();
+            let breaks = self.ledger.iter().flat_map(|ledger| &ledger.breaks);
+            let window = breaks.map(|one| one.window).max().unwrap_or_default();
+            self.figures.failed_in.push(FailedIn {
+                operation: names.join("+"),
+                failures,
+                window_us: window.as_nanos() as f64 / 1e3,
+            });
+        }
+    }
+}
+
+fn causes_of(operations: &[Operation]) -> Vec<&'static str> {
+    operations.iter().flat_map(|operation| operation.kind.causes()).copied().collect()
+}
+
+fn guard(notifiers: &[NotifierKind]) -> Result<Guard> {
+    let kinds = match notifiers {
+        [] => NotifierKind::ALL.to_vec(),
+        named => named.to_vec(),
+    };
+    let notifiers = NotifierOptions { kinds, ..NotifierOptions::default() };
+    let guard = Guard::start(GuardOptions { notifiers, ..GuardOptions::default() })?;
+    eprintln!("{}", guard.statement());
+    Ok(guard)
+}
