@@ -32,7 +32,7 @@ const CHECK: &str = include_str!("../../guest/check.sh");
 /// What to test.
 #[derive(Args)]
 pub struct TestArgs {
-    /// Suites to run [default: all]
+    /// Suites to run [default: all but those that take long]
     suite: Vec<String>,
     /// Only rows with this kernel
     #[arg(long, value_enum)]
@@ -118,8 +118,10 @@ fn chosen(arguments: &TestArgs) -> Result<Vec<(Suite, Vec<Row>)>> {
     if let Some(name) = arguments.suite.iter().find(|name| !known.contains(&name.as_str())) {
         bail!("no suite {name:?}; there are {}", known.join(", "));
     }
-    let wanted =
-        |suite: &Suite| arguments.suite.is_empty() || arguments.suite.contains(&suite.name);
+    let wanted = |suite: &Suite| match arguments.suite.as_slice() {
+        [] => !suite.only_by_name || arguments.list,
+        named => named.contains(&suite.name),
+    };
     let rows = |suite: &Suite| {
         let kernel = |row: &&Row| arguments.kernel.is_none_or(|kernel| kernel == row.kernel);
         suite.rows.iter().filter(kernel).cloned().collect::<Vec<_>>()
@@ -212,6 +214,7 @@ fn job(suite: &Suite, row: &Row, debian: &Debian, holdfast: &Path) -> Result<Job
             Need::LabDax => job = job.file(beside_us("lab-dax")?, "bin/lab-dax"),
             Need::LabKeeper => job = job.file(beside_us("lab-keeper")?, "bin/lab-keeper"),
             Need::LabPeer => job = job.file(beside_us("lab-peer")?, "bin/lab-peer"),
+            Need::LabStorm => job = job.file(beside_us("lab-storm")?, "bin/lab-storm"),
             Need::VmwPvrdma => {
                 job = job.file(debian.vmw_pvrdma(row.kernel)?, "vmw_pvrdma.ko");
                 job = job.text("bin/lab-rdma", LAB_RDMA);
@@ -219,7 +222,8 @@ fn job(suite: &Suite, row: &Row, debian: &Debian, holdfast: &Path) -> Result<Job
         }
     }
     job = job.module("vfio-pci").module("vfio_iommu_type1");
-    Ok(job.text("lab/check.sh", CHECK).env("ROW", row.name.clone()))
+    let job = job.env("SUITE", suite.name.clone()).env("ROW", row.name.clone());
+    Ok(job.text("lab/check.sh", CHECK))
 }
 
 fn judge(suite: &Suite, outcome: &Outcome, verdict: &mut Verdict) {
@@ -282,7 +286,7 @@ fn build() -> Result<()> {
     for package in ["holdfast", "holdfast-verbs"] {
         command.args(["-p", package]);
     }
-    for checker in ["dax", "domain", "keeper", "peer"] {
+    for checker in ["dax", "domain", "keeper", "peer", "storm"] {
         command.args(["-p", &format!("holdfast-lab-{checker}")]);
     }
     let status = Guarded::spawn(command.stdin(Stdio::null()), Terminal::Own)?

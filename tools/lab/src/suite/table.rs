@@ -38,6 +38,9 @@ pub struct Suite {
     /// MiB of persistent memory.
     #[serde(default)]
     pub nvdimm_mib: u32,
+    /// It runs only when it is named: it takes long.
+    #[serde(default)]
+    pub only_by_name: bool,
     /// Functions in which the suite provokes warnings of the kernel.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -77,6 +80,8 @@ pub enum Need {
     LabKeeper,
     /// The checker of Holdfast against Linux's driver.
     LabPeer,
+    /// The storm of layout operations.
+    LabStorm,
     /// Linux's PVRDMA driver, loaded.
     VmwPvrdma,
 }
@@ -103,6 +108,16 @@ const TABLES: &[Entry] = &[
     ("domain", include_str!("../../suites/domain.toml"), include_str!("../../suites/domain.sh")),
     ("dax", include_str!("../../suites/dax.toml"), include_str!("../../suites/dax.sh")),
     ("keeper", include_str!("../../suites/keeper.toml"), include_str!("../../suites/keeper.sh")),
+    (
+        "coherence",
+        include_str!("../../suites/coherence.toml"),
+        include_str!("../../suites/coherence.sh"),
+    ),
+    (
+        "coherence-long",
+        include_str!("../../suites/coherence-long.toml"),
+        include_str!("../../suites/coherence.sh"),
+    ),
     (
         "vfio-user",
         include_str!("../../suites/vfio-user.toml"),

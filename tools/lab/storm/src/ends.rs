@@ -11,10 +11,12 @@ use crate::figures::Figures;
 use crate::peer::{Connect, Peer, Side, Target};
 use crate::region::{Extent, Region};
 use crate::storm::Plan;
+use crate::toucher::Toucher;
 
 /// Everything that reaches the file. The peers stop before the regions go.
 pub struct Ends {
     peers: Vec<Peer>,
+    toucher: Option<Toucher>,
     regions: Vec<Region>,
 }
 
@@ -40,15 +42,19 @@ impl Ends {
             regions.push(register(&here, extent)?);
         }
         let targets: Vec<Target> = regions.iter().map(Region::target).collect();
-        let mut peers = vec![Peer::start(Side::new(&far)?, targets, connect(here))?];
+        let there = Side::new(&far)?;
+        let mut peers = vec![Peer::start(&there, targets, connect(there.clone(), here))?];
         if plan.regions > 2 {
-            let there = Side::new(&far)?;
             let region = register(&there, Extent { offset: 2 * quarter, len: quarter })?;
             let targets = vec![region.target()];
             regions.push(region);
-            peers.push(Peer::start(Side::new(&near)?, targets, connect(there))?);
+            let writing = Side::new(&near)?;
+            let connect = connect(writing.clone(), there);
+            peers.push(Peer::start(&writing, targets, connect)?);
         }
-        Ok(Self { peers, regions })
+        let touched = regions.first().and_then(Region::handle).filter(|_| plan.touch);
+        let toucher = touched.map(Toucher::start).transpose()?;
+        Ok(Self { peers, toucher, regions })
     }
 
     /// The guarded regions' names, and where they are.
@@ -78,6 +84,7 @@ impl Ends {
 
     /// Enters what the peers did.
     pub fn count(&self, figures: &mut Figures) {
+        figures.touched = self.toucher.as_ref().map_or(0, Toucher::touched);
         for peer in &self.peers {
             let progress = peer.progress();
             figures.writes += progress.done();
@@ -95,6 +102,7 @@ impl Ends {
         for mut peer in self.peers.drain(..) {
             result = result.and(peer.stop());
         }
+        drop(self.toucher.take());
         for region in self.regions.drain(..) {
             result = result.and(region.deregister().context("deregistering"));
         }
@@ -106,12 +114,14 @@ fn open(address: &DeviceAddress) -> Result<Device> {
     Device::open(address).with_context(|| format!("opening {address}"))
 }
 
-/// Connects to ever new queue pairs of `side`, the last of which stays.
-fn connect(side: Side) -> Connect {
+/// Ever new queue pairs of `here`, connected to ever new ones of `there`, the last of which stays.
+fn connect(here: Side, there: Side) -> Connect {
     let mut last: Option<(QueuePair, CompletionQueue)> = None;
-    Box::new(move |qp| {
+    Box::new(move || {
         drop(last.take());
-        let (theirs, _) = last.insert(side.queue_pair()?);
-        Ok(QueuePair::connect_pair(qp, theirs)?)
+        let (mut qp, cq) = here.queue_pair()?;
+        let (theirs, _) = last.insert(there.queue_pair()?);
+        QueuePair::connect_pair(&mut qp, theirs)?;
+        Ok(Some((qp, cq)))
     })
 }

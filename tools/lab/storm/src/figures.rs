@@ -83,6 +83,8 @@ pub struct Figures {
     pub failed: u64,
     pub statuses: BTreeMap<String, u64>,
     pub reconnects: u64,
+    /// Pages of the region that this process touched meanwhile.
+    pub touched: u64,
     pub failed_in: Vec<FailedIn>,
     pub events: Totals,
     pub canaries: u64,
@@ -126,6 +128,7 @@ impl Figures {
             "failed_by_status": self.statuses,
             "failed_in": self.failed_in,
             "reconnects": self.reconnects,
+            "touched_pages": self.touched,
             "events": self.events,
             "canaries": self.canaries,
             "compared_bytes": self.look.bytes,
@@ -178,8 +181,8 @@ impl fmt::Display for Figures {
         let rate = self.writes as f64 / self.seconds.max(0.001);
         writeln!(
             f,
-            "  writes: {} ({rate:.0}/s), {} failed {:?}, {} reconnects",
-            self.writes, self.failed, self.statuses, self.reconnects
+            "  writes: {} ({rate:.0}/s), {} failed {:?}, {} reconnects; {} pages touched meanwhile",
+            self.writes, self.failed, self.statuses, self.reconnects, self.touched
         )?;
         for FailedIn { operation, failures, window_us } in &self.failed_in {
             writeln!(f, "    {failures} failed in {operation}, window {window_us:.0} us")?;

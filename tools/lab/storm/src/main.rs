@@ -8,17 +8,20 @@
 
 mod canary;
 mod choice;
+mod driver;
 mod ends;
 mod field;
 mod figures;
 mod hands;
 mod ioctl;
+mod killing;
 mod ledger;
 mod operation;
 mod peer;
 mod random;
 mod region;
 mod storm;
+mod toucher;
 mod uring;
 
 use std::path::PathBuf;
@@ -44,6 +47,24 @@ struct Cli {
 enum Verb {
     /// Every layout operation in random order, and every byte of what it frees compared
     Run(RunOptions),
+    /// A driver that is killed at any instant, over and over, while a peer writes its region
+    Kill(KillOptions),
+    /// A driver with a region, to be killed (started by the others)
+    #[command(hide = true)]
+    Drive {
+        /// Its NIC
+        #[arg(long)]
+        device: DeviceAddress,
+        /// The region's file
+        #[arg(long)]
+        file: PathBuf,
+        /// Bytes of it
+        #[arg(long)]
+        size: u64,
+        /// Without a keeper
+        #[arg(long)]
+        no_keeper: bool,
+    },
     /// Performs operations that it reads from its standard input (started by the others)
     #[command(hide = true)]
     Operate {
@@ -85,9 +106,44 @@ struct RunOptions {
     /// Stop the guard's process for as many milliseconds during some operations
     #[arg(long, value_name = "MS")]
     delay_notices: Option<u64>,
+    /// Touch pages of the region all the while, as an application does that reads it
+    #[arg(long)]
+    touch: bool,
     /// The NIC fails on a translation miss: count failed requests, and do not mind them
     #[arg(long)]
     misses_fail: bool,
+    /// Where to write the figures
+    #[arg(long, value_name = "FILE")]
+    numbers: Option<PathBuf>,
+}
+
+/// Where, and how often.
+#[derive(Debug, Args)]
+struct KillOptions {
+    /// Folder on a DAX mount; every file in it goes
+    #[arg(long)]
+    dir: PathBuf,
+    /// The NIC of the driver that is killed
+    #[arg(long)]
+    device: DeviceAddress,
+    /// The NIC whose peer writes its region
+    #[arg(long)]
+    peer: DeviceAddress,
+    /// How often
+    #[arg(long, default_value_t = 20)]
+    times: u64,
+    /// What the instants come from [default: the time]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// MiB of the file and its region
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    size: u64,
+    /// Milliseconds after a kill within which the file must be usable
+    #[arg(long, default_value_t = 1000)]
+    within: u64,
+    /// Without a keeper, to see what it is for
+    #[arg(long)]
+    no_keeper: bool,
     /// Where to write the figures
     #[arg(long, value_name = "FILE")]
     numbers: Option<PathBuf>,
@@ -111,6 +167,10 @@ fn notifier(text: &str) -> Result<NotifierKind, String> {
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Run(options) => run(&options),
+        Verb::Kill(options) => kill(&options),
+        Verb::Drive { device, file, size, no_keeper } => {
+            driver::serve(&device, &file, size, !no_keeper).map(|()| true)
+        }
         Verb::Operate { folder } => hands::operate(folder).map(|()| true),
     };
     match result {
@@ -123,11 +183,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &RunOptions) -> Result<bool> {
-    let seed = options.seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(1, |now| now.as_micros() as u64)
+/// A seed that nobody chose.
+fn any_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| now.as_micros() as u64)
+}
+
+fn kill(options: &KillOptions) -> Result<bool> {
+    let seed = options.seed.unwrap_or_else(any_seed);
+    println!("seed {seed}");
+    let start = Instant::now();
+    let (figures, result) = killing::run(&killing::Plan {
+        folder: options.dir.clone(),
+        device: options.device.clone(),
+        peer: options.peer.clone(),
+        times: options.times,
+        seed,
+        size: options.size << 20,
+        within: Duration::from_millis(options.within),
+        keeper: !options.no_keeper,
     });
+    let json = figures.json(seed);
+    println!("{json:#}");
+    if let Some(path) = &options.numbers {
+        std::fs::write(path, serde_json::to_vec_pretty(&json)?)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let name = format!("{} kills of the driver, and no byte of another file", options.times);
+    match &result {
+        Ok(()) => println!("ok   {name} ({seconds:.1} s)"),
+        Err(error) => println!("FAIL {name} ({seconds:.1} s): {error:#}"),
+    }
+    Ok(result.is_ok())
+}
+
+fn run(options: &RunOptions) -> Result<bool> {
+    let seed = options.seed.unwrap_or_else(any_seed);
     let guarded = options.guard == Switch::On;
     println!("seed {seed}");
     let storm = Storm::new(Plan {
@@ -141,6 +232,7 @@ fn run(options: &RunOptions) -> Result<bool> {
         notifiers: options.notifier.clone(),
         delay: options.delay_notices.map(Duration::from_millis),
         regions: usize::from(options.regions),
+        touch: options.touch,
     })?;
     let start = Instant::now();
     let (figures, result) = storm.run();

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use holdfast::{
     Access, Completion, CompletionQueue, Device, Memory, MemoryRegion, Populate, ProtectionDomain,
     QueuePair, QueuePairOptions, Remote, SendFlags, Source,
@@ -95,10 +95,12 @@ impl Progress {
     }
 }
 
-/// Connects the peer's queue pair to another one of the other side, once or anew.
-pub type Connect = Box<dyn FnMut(&mut QueuePair) -> Result<()> + Send>;
+/// A queue pair of the peer's that is connected to the other side, at first and whenever the last
+/// one has failed; `None` when there is no other side any more.
+pub type Connect = Box<dyn FnMut() -> Result<Option<(QueuePair, CompletionQueue)>> + Send>;
 
-/// The peer's own side.
+/// A device, and a protection domain of it.
+#[derive(Debug, Clone)]
 pub struct Side {
     pub device: Device,
     pub pd: ProtectionDomain,
@@ -130,12 +132,12 @@ pub struct Peer {
 
 impl Peer {
     /// Starts to write `targets`, over and over.
-    pub fn start(side: Side, targets: Vec<Target>, connect: Connect) -> Result<Self> {
+    pub fn start(side: &Side, targets: Vec<Target>, connect: Connect) -> Result<Self> {
         let memory = Memory::open(&Source::Memfd, 2 * BLOCK, Populate::Yes)?;
         let source = side.pd.register(memory, Access::LOCAL_READ)?;
         let progress = Arc::new(Progress::default());
         let shared = Arc::clone(&progress);
-        let mut writer = Writer { side, source, targets, connect, progress: shared };
+        let mut writer = Writer { source, targets, connect, progress: shared };
         let thread = std::thread::Builder::new()
             .name("peer".to_owned())
             .spawn(move || writer.run())
@@ -164,7 +166,7 @@ impl Peer {
     pub fn check(&mut self) -> Result<()> {
         if self.thread.as_ref().is_some_and(|thread| thread.is_finished()) {
             self.stop()?;
-            return Err(anyhow!("the peer has stopped writing"));
+            bail!("the peer has stopped writing");
         }
         Ok(())
     }
@@ -189,7 +191,6 @@ impl Drop for Peer {
 }
 
 struct Writer {
-    side: Side,
     source: MemoryRegion,
     targets: Vec<Target>,
     connect: Connect,
@@ -201,8 +202,8 @@ impl Writer {
         let places: Vec<Remote> = self.targets.iter().flat_map(places).collect();
         ensure!(places.len() > DEPTH, "too little to write: {} blocks", places.len());
         while !self.stopped() {
-            let (mut qp, mut cq) = self.side.queue_pair()?;
-            (self.connect)(&mut qp).context("connecting to the other side")?;
+            let connected = (self.connect)().context("connecting to the other side")?;
+            let Some((mut qp, mut cq)) = connected else { return Ok(()) };
             let whole = self.write_on(&mut qp, &mut cq, &places)?;
             if !whole {
                 self.progress.reconnects.fetch_add(1, Ordering::Relaxed);

@@ -90,6 +90,14 @@ impl Region {
         }
     }
 
+    /// A handle to it, if it is guarded.
+    pub fn handle(&self) -> Option<MemoryRegion> {
+        match &self.held {
+            Held::Guarded(region) => Some(region.clone()),
+            Held::Bare(_) => None,
+        }
+    }
+
     /// Where a peer writes it.
     pub fn target(&self) -> Target {
         match &self.held {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use holdfast::coherence::{Guard, GuardOptions, NotifierKind, NotifierOptions};
+use holdfast::coherence::{Guard, GuardOptions, NotifierKind};
 use nix::errno::Errno;
 
 use crate::canary::{Look, later_marks};
@@ -40,8 +40,10 @@ pub struct Plan {
     pub notifiers: Vec<NotifierKind>,
     /// Stop the guard's process for as long during some operations.
     pub delay: Option<Duration>,
-    /// More regions on the same file.
+    /// Regions on the file.
     pub regions: usize,
+    /// Touch the region's pages meanwhile.
+    pub touch: bool,
 }
 
 /// A storm under way.
@@ -87,6 +89,7 @@ impl Storm {
             failed: 0,
             statuses: Default::default(),
             reconnects: 0,
+            touched: 0,
             failed_in: Vec::new(),
             events: Default::default(),
             canaries: 0,
@@ -196,9 +199,7 @@ impl Storm {
             })();
             told.with_context(|| format!("{operation}: {done:?}"))?;
         }
-        if operation.kind.shares() || operation.kind == Kind::Exchange {
-            self.keep_epoch(&operation, epoch)?;
-        }
+        self.keep_epoch(&[operation], epoch)?;
         Ok((operation, done.ended))
     }
 
@@ -208,11 +209,13 @@ impl Storm {
         let mut operations = Vec::new();
         while operations.len() < count {
             let operation = choice::any(&mut self.random, &self.field, true, self.causes);
-            // Those with second files are done alone.
-            if !operation.kind.shares() && operation.kind != Kind::Exchange {
+            // Those that need a second file beforehand are done alone.
+            let alone = operation.kind.shares() || operation.kind == Kind::Exchange;
+            if !alone || matches!(operation.kind, Kind::CloneFrom | Kind::CloneRangeFrom) {
                 operations.push(operation);
             }
         }
+        let epoch = self.ends.epoch();
         let mut span: Option<(Instant, Instant)> = None;
         for together in operations.chunks(self.hands.len()) {
             for (hands, operation) in self.hands.iter_mut().zip(together) {
@@ -235,6 +238,7 @@ impl Storm {
             let causes = causes_of(&operations);
             ledger.in_time(began, ended, &causes).with_context(|| format!("{operations:?}"))?;
         }
+        self.keep_epoch(&operations, epoch)?;
         Ok(operations)
     }
 
@@ -255,18 +259,22 @@ impl Storm {
         Ok(epoch)
     }
 
-    /// What another file got from the region, nobody writes any more.
-    fn keep_epoch(&mut self, operation: &Operation, epoch: u32) -> Result<()> {
-        let name = match operation.kind {
-            Kind::CloneFrom | Kind::CloneRangeFrom | Kind::DedupeFrom | Kind::DedupeOnto => "clone",
-            Kind::Exchange => "donor",
-            _ => return Ok(()),
+    /// What other files got from the region, nobody writes any more.
+    fn keep_epoch(&mut self, what: &[Operation], epoch: u32) -> Result<()> {
+        let took = |operation: &Operation| match operation.kind {
+            Kind::CloneFrom | Kind::CloneRangeFrom | Kind::DedupeFrom | Kind::DedupeOnto => {
+                Some("clone")
+            }
+            Kind::Exchange => Some("donor"),
+            _ => None,
         };
+        let Some(name) = what.iter().find_map(took) else { return Ok(()) };
         self.ends.next_epoch();
         self.ends.pass(PATIENCE)?;
-        if self.field.path(name).exists() {
-            let look = later_marks(&self.field.path(name), epoch)?;
-            self.foreign(look, &[*operation])?;
+        let path = self.field.path(name);
+        if path.exists() {
+            let look = later_marks(&path, epoch)?;
+            self.foreign(look, what)?;
         }
         Ok(())
     }
@@ -404,12 +412,12 @@ fn causes_of(operations: &[Operation]) -> Vec<&'static str> {
 }
 
 fn guard(notifiers: &[NotifierKind]) -> Result<Guard> {
-    let kinds = match notifiers {
-        [] => NotifierKind::ALL.to_vec(),
-        named => named.to_vec(),
-    };
-    let notifiers = NotifierOptions { kinds, ..NotifierOptions::default() };
-    let guard = Guard::start(GuardOptions { notifiers, ..GuardOptions::default() })?;
-    eprintln!("{}", guard.statement());
+    let mut options = GuardOptions::default();
+    if !notifiers.is_empty() {
+        options.notifiers.kinds = notifiers.to_vec();
+    }
+    let guard = Guard::start(options)?;
+    let in_force: Vec<_> = guard.statement().in_force().map(NotifierKind::name).collect();
+    println!("notifiers in force: {}", in_force.join(", "));
     Ok(guard)
 }

@@ -1,0 +1,56 @@
+# Regions of DAX files under a storm of layout operations (an emulated NVDIMM); see tools/lab/storm.
+. /job/lab/check.sh
+fs=${ROW%%,*}
+mnt=/mnt/dax
+near=0000:00:10.0
+far=0000:00:11.0
+numbers=/job/out/numbers
+mkdir -p $numbers $mnt
+
+case $SUITE in
+coherence-long) storm=600 short=60 kills=500 size=8 ;;
+*) storm=60 short=15 kills=8 size=4 ;;
+esac
+case $ROW in
+*"misses fail") misses=--misses-fail ;;
+*) misses= ;;
+esac
+
+make_fs() {
+    umount $mnt 2>/dev/null
+    case $fs in
+    ext4) mkfs.ext4 -q -F -b 4096 -m 0 -E stride=512,stripe_width=512 /dev/pmem0 ;;
+    xfs)
+        # Linux 6.1 mounts no xfs that can exchange ranges.
+        case $(uname -r) in 6.1.*) exchange=0 ;; *) exchange=1 ;; esac
+        mkfs.xfs -q -f -d su=2m,sw=1,agcount=2 -l size=64m -i exchange=$exchange /dev/pmem0
+        ;;
+    esac && mount -o dax=always /dev/pmem0 $mnt
+}
+run() { # run NAME ARGUMENT...: a storm, whose figures are kept under the name
+    figures=$1
+    shift
+    lab-storm run --dir $mnt --device $near --peer $far $misses --size $size \
+        --numbers $numbers/$figures.json "$@" || failed=1
+}
+
+modprobe nfit
+modprobe nd_pmem
+modprobe $fs
+check "the NVDIMM becomes an fsdax namespace" ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem
+check "both NICs are bound to vfio-pci" bind_vfio $near $far
+check "$fs is made and mounted with dax=always" make_fs
+# Scrap of huge pages costs one mapping for each chunk.
+echo 32 >/proc/sys/vm/nr_hugepages
+
+run storm --seconds $storm --regions 3
+if [ -z "$misses" ]; then
+    run guard_page --seconds $short --notifier guard-page
+    run delayed --seconds $short --delay-notices 1500
+    lab-storm kill --dir $mnt --device $near --peer $far --times $kills --size $size \
+        --within 5000 --numbers $numbers/kills.json || failed=1
+fi
+# Last, because it spoils what is there.
+check "$fs is made and mounted anew" make_fs
+run unguarded --seconds $short --guard off
+[ $failed = 0 ]
