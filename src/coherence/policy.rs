@@ -9,7 +9,8 @@ pub enum Reaction {
     Retarget,
     /// The application gets some time to stop its traffic: the region goes to scrap when it says
     /// so ([`Guard::proceed`](crate::coherence::Guard::proceed)) or when the deadline has passed,
-    /// whichever is first. The operation waits meanwhile, where anything makes it wait at all.
+    /// whichever is first. The operation waits meanwhile, if a pin makes it wait; where none does,
+    /// there is no time to give, and this is [`Reaction::Retarget`].
     Hold {
         /// From the [`Breaking`](crate::coherence::EventKind::Breaking) event.
         deadline: Duration,
