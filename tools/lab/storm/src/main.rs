@@ -106,6 +106,10 @@ struct RunOptions {
     /// Stop the guard's process for as many milliseconds during some operations
     #[arg(long, value_name = "MS")]
     delay_notices: Option<u64>,
+    /// Leave out what shares blocks (clones, deduplication, unsharing): Linux 6.1's xfs has bugs of
+    /// its own there on DAX files, which end in a BUG of the kernel
+    #[arg(long)]
+    no_sharing: bool,
     /// Touch pages of the region all the while, as an application does that reads it
     #[arg(long)]
     touch: bool,
@@ -233,6 +237,7 @@ fn run(options: &RunOptions) -> Result<bool> {
         delay: options.delay_notices.map(Duration::from_millis),
         regions: usize::from(options.regions),
         touch: options.touch,
+        sharing: !options.no_sharing,
     })?;
     let start = Instant::now();
     let (figures, result) = storm.run();

@@ -152,7 +152,8 @@ impl Peer {
 
     /// Waits until it has written everything at least once from now on.
     pub fn pass(&mut self, patience: Duration) -> Result<()> {
-        let target = self.progress.passes.load(Ordering::Acquire) + 2;
+        // The pass under way, and the next one, of which the first requests may have been posted.
+        let target = self.progress.passes.load(Ordering::Acquire) + 3;
         let start = Instant::now();
         while self.progress.passes.load(Ordering::Acquire) < target {
             self.check()?;

@@ -34,7 +34,7 @@ pub struct Region {
 
 enum Held {
     Guarded(MemoryRegion),
-    Bare(Bare),
+    Bare(Box<Bare>),
 }
 
 /// A registration that nothing guards. Taken down in the order of declaration.
@@ -79,7 +79,7 @@ impl Region {
             &pages,
             Access::ALL.bits(),
         )?;
-        Ok(Self { extent, held: Held::Bare(Bare { registration, mapping, memory }) })
+        Ok(Self { extent, held: Held::Bare(Box::new(Bare { registration, mapping, memory })) })
     }
 
     /// Its name in events.

@@ -20,6 +20,7 @@ use crate::figures::{FailedIn, Figures, Times};
 use crate::hands::{Done, Hands};
 use crate::ledger::Ledger;
 use crate::operation::{Kind, Operation};
+use crate::peer;
 use crate::random::Random;
 
 /// How long an operation may take; a loaded machine without KVM is slow.
@@ -42,6 +43,8 @@ pub struct Plan {
     pub delay: Option<Duration>,
     /// Regions on the file.
     pub regions: usize,
+    /// Do what shares blocks with other files, too.
+    pub sharing: bool,
     /// Touch the region's pages meanwhile.
     pub touch: bool,
 }
@@ -116,7 +119,7 @@ impl Storm {
     }
 
     fn steps(&mut self, start: Instant) -> Result<()> {
-        self.ends.pass(PATIENCE).context("before the storm")?;
+        self.arrives().context("before the storm")?;
         while start.elapsed() < self.plan.time {
             let number = self.figures.steps;
             self.step().with_context(|| format!("step {number}, seed {}", self.plan.seed))?;
@@ -163,7 +166,7 @@ impl Storm {
 
     /// One operation, and the events that it must bring.
     fn single(&mut self) -> Result<(Operation, Instant)> {
-        let operation = choice::any(&mut self.random, &self.field, self.plan.guarded, self.causes);
+        let operation = self.choose();
         let epoch = self.prepare(&operation)?;
         let delay = self.plan.delay.filter(|_| self.random.one_in(4));
         let done = match delay {
@@ -208,7 +211,7 @@ impl Storm {
         let count = 2 + self.random.below(5) as usize;
         let mut operations = Vec::new();
         while operations.len() < count {
-            let operation = choice::any(&mut self.random, &self.field, true, self.causes);
+            let operation = self.choose();
             // Those that need a second file beforehand are done alone.
             let alone = operation.kind.shares() || operation.kind == Kind::Exchange;
             if !alone || matches!(operation.kind, Kind::CloneFrom | Kind::CloneRangeFrom) {
@@ -240,6 +243,17 @@ impl Storm {
         }
         self.keep_epoch(&operations, epoch)?;
         Ok(operations)
+    }
+
+    fn choose(&mut self) -> Operation {
+        loop {
+            let guarded = self.plan.guarded;
+            let operation = choice::any(&mut self.random, &self.field, guarded, self.causes);
+            let sharing = operation.kind.shares() || operation.kind == Kind::Unshare;
+            if self.plan.sharing || !sharing {
+                return operation;
+            }
+        }
     }
 
     /// Makes the second file that an operation needs; the epoch of what it may hold.
@@ -275,6 +289,10 @@ impl Storm {
         if path.exists() {
             let look = later_marks(&path, epoch)?;
             self.foreign(look, what)?;
+        }
+        if what.iter().any(|operation| operation.kind == Kind::Exchange) {
+            // It holds the peer's older words: no canary any more, and what it had is free.
+            self.field.spend_donor();
         }
         Ok(())
     }
@@ -313,9 +331,6 @@ impl Storm {
     fn tidy(&mut self, what: &[Operation]) -> Result<()> {
         if what.iter().any(|operation| operation.kind.shares()) {
             self.field.remove("clone")?;
-        }
-        if what.iter().any(|operation| operation.kind == Kind::Exchange) {
-            self.field.spend_donor();
         }
         Ok(())
     }
@@ -371,7 +386,21 @@ impl Storm {
             let mut causes = causes_of(what);
             causes.extend(causes_of(&back));
             ledger.in_time(ended - 10 * PATIENCE, ended, &causes)?;
+            self.arrives().with_context(|| format!("restored after {what:?}"))?;
         }
+        Ok(())
+    }
+
+    /// What the peer writes now is in the file, every word of it: what was told to be on the file
+    /// is.
+    fn arrives(&mut self) -> Result<()> {
+        self.ends.next_epoch();
+        let epoch = self.ends.epoch();
+        self.ends.pass(PATIENCE)?;
+        let bytes = std::fs::read(self.field.path("region"))?;
+        let there = peer::epochs(&bytes).filter(|found| *found == epoch).count();
+        let words = self.plan.size as usize / 8;
+        ensure!(there == words, "{there} of {words} words that the peer writes are in the file");
         Ok(())
     }
 
