@@ -26,6 +26,6 @@ check "it is mounted with dax=always" mount -o dax=always /dev/pmem0 /mnt/dax
 
 lab-keeper --holdfast "$(command -v holdfast)" --device $device --file /mnt/dax/file check ||
     failed=1
-check "no keeper is left" sh -c '! pgrep -f "holdfast keeper"'
+check "no keeper is left" sh -c '! pgrep -f "[h]oldfast keeper"'
 
 [ $failed = 0 ]
