@@ -14,6 +14,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::syncfs;
 
 use crate::canary::{Canary, Look};
+use crate::ioctl;
 use crate::operation::{FileSystem, PAGE};
 use crate::peer;
 
@@ -23,6 +24,8 @@ const STANDING: u64 = 4;
 const STANDING_LEN: u64 = 1 << 20;
 /// Room left beside what a clone of the region takes, for the file system's own purposes.
 const SLACK: u64 = 2 << 20;
+/// Blocks that xfs may keep for itself; 5 % by default.
+const RESERVED: u64 = 64;
 /// The number of the donor among the canaries.
 const DONOR: u64 = 1;
 
@@ -59,6 +62,10 @@ impl Field {
             donor: None,
             numbers: DONOR,
         };
+        if fs == FileSystem::Xfs {
+            // Else what is freed may stay among those, and no canary gets it.
+            ioctl::reserve_blocks(&field.handle, RESERVED).context("XFS_IOC_SET_RESBLKS")?;
+        }
         let region = field.create("region")?;
         fallocate(&region, FallocateFlags::empty(), 0, size as i64)?;
         for _ in 0..STANDING {

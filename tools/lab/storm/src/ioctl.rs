@@ -11,6 +11,7 @@ const FICLONE: u32 = 0x4004_9409;
 const FICLONERANGE: u32 = 0x4020_940d;
 const FIDEDUPERANGE: u32 = 0xc018_9436;
 const XFS_IOC_EXCHANGE_RANGE: u32 = 0x4028_5881;
+const XFS_IOC_SET_RESBLKS: u32 = 0xc010_5872;
 
 /// Calls an ioctl that takes a structure.
 fn call<T>(file: &File, request: u32, argument: &mut T) -> Result<(), Errno> {
@@ -98,6 +99,17 @@ pub fn exchange_range(one: &File, two: &File, offset: u64, len: u64) -> Result<(
     call(two, XFS_IOC_EXCHANGE_RANGE, &mut request)
 }
 
+#[repr(C)]
+struct ReservedBlocks {
+    wanted: u64,
+    available: u64,
+}
+
+/// Sets how many blocks xfs keeps for itself when it is full; the file is any on it.
+pub fn reserve_blocks(file: &File, count: u64) -> Result<(), Errno> {
+    call(file, XFS_IOC_SET_RESBLKS, &mut ReservedBlocks { wanted: count, available: 0 })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +119,7 @@ mod tests {
         for (request, size) in [
             (FICLONERANGE, size_of::<CloneRange>()),
             (XFS_IOC_EXCHANGE_RANGE, size_of::<ExchangeRange>()),
+            (XFS_IOC_SET_RESBLKS, size_of::<ReservedBlocks>()),
         ] {
             assert_eq!(request >> 16 & 0x3fff, size as u32, "{request:#x}");
         }
