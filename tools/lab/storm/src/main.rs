@@ -279,7 +279,7 @@ fn verdict(
         check("no request of the peer failed", (failed > 0).then(|| format!("{failed} did")));
     }
     check("the events add up to what was done", result.err().map(|error| format!("{error:#}")));
-    let few = operations < 20 || figures.writes < 1000;
+    let few = operations < 5 || figures.writes < 1000;
     let few = few.then(|| format!("{operations} operations, {} writes", figures.writes));
     check("it was a storm", few);
     good
