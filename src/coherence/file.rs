@@ -21,6 +21,7 @@
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -320,6 +321,9 @@ pub fn publish(
     why: &Why,
     timing: Option<Timing>,
 ) {
+    if !region.known.load(Ordering::Acquire) {
+        return;
+    }
     let named = why
         .range
         .as_ref()

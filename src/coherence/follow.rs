@@ -18,6 +18,7 @@
 //! before is then not mapped any more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,10 @@ use super::region::GuardedRegion;
 use super::shared::Shared;
 use crate::{Error, Result};
 
-/// How often a file that would not be held is tried again before its regions are given up.
-const TRIES: u32 = 1000;
+/// How often a file that would not be held is tried again before that is told.
+const TRIES: u32 = 500;
+/// Between two later attempts.
+const SELDOM: Duration = Duration::from_secs(1);
 /// How often the guard's end is looked for.
 const LOOK: Duration = Duration::from_millis(200);
 /// The page that is pinned is the last of what there is: others are touched more.
@@ -46,9 +49,12 @@ pub struct Follow {
     pub file: Arc<GuardedFile>,
     /// Not before this: the operation may not have begun yet.
     pub not_before: Instant,
+    /// How often it was tried in vain.
+    pub tries: u32,
 }
 
-/// Restores files as they are handed over and their time has come, until the guard is gone.
+/// Restores files as they are handed over and their time has come, until the guard is gone. A file
+/// that cannot be held yet is tried again; meanwhile it is the others' turn.
 pub fn run(shared: &Arc<Shared>, files: &Receiver<Follow>) {
     let mut pending: Vec<Follow> = Vec::new();
     while !shared.stopping() {
@@ -57,7 +63,10 @@ pub fn run(shared: &Arc<Shared>, files: &Receiver<Follow>) {
         match files.recv_timeout(wait) {
             Ok(new) => match pending.iter_mut().find(|follow| Arc::ptr_eq(&follow.file, &new.file))
             {
-                Some(known) => known.not_before = known.not_before.min(new.not_before),
+                Some(known) => {
+                    known.not_before = known.not_before.min(new.not_before);
+                    known.tries = 0;
+                }
                 None => pending.push(new),
             },
             Err(RecvTimeoutError::Timeout) => {}
@@ -65,39 +74,46 @@ pub fn run(shared: &Arc<Shared>, files: &Receiver<Follow>) {
         }
         let now = Instant::now();
         while let Some(at) = pending.iter().position(|follow| follow.not_before <= now) {
-            follow(shared, &pending.swap_remove(at).file);
+            let mut follow = pending.swap_remove(at);
+            if !attempt(shared, &follow.file) {
+                follow.tries = follow.tries.saturating_add(1);
+                if follow.tries == TRIES {
+                    give_up_for_now(shared, &follow.file);
+                }
+                follow.not_before = Instant::now() + pause(follow.tries);
+                pending.push(follow);
+            }
         }
     }
 }
 
-/// Restores what can be restored of a file's regions that want it.
-fn follow(shared: &Shared, file: &GuardedFile) {
-    let wants = |state: &State| -> Vec<Arc<GuardedRegion>> {
-        state.regions.iter().filter(|region| region.wants_to_follow()).map(Arc::clone).collect()
+/// How long to leave a file alone that could not be held so often.
+fn pause(tries: u32) -> Duration {
+    if tries < TRIES { PAUSE.min(Duration::from_millis(u64::from(tries))) } else { SELDOM }
+}
+
+/// Restores what can be restored of a file's regions that want it; says whether that is settled.
+fn attempt(shared: &Shared, file: &GuardedFile) -> bool {
+    let (regions, epoch) = {
+        let mut state = file.lock();
+        let wants = state.regions.iter().filter(|region| region.wants_to_follow());
+        let regions: Vec<Arc<GuardedRegion>> = wants.map(Arc::clone).collect();
+        state.restoring += 1;
+        (regions, state.epoch)
     };
-    for attempt in 0..TRIES {
-        if shared.stopping() {
-            return;
-        }
-        let (regions, epoch) = {
-            let mut state = file.lock();
-            state.restoring += 1;
-            (wants(&state), state.epoch)
-        };
-        let done = settle(shared, file, &regions, epoch, Tell::Everybody);
-        drop(regions);
-        file.lock().restoring -= 1;
-        file.changed();
-        match done {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::debug!(file = %file.subject, %error, attempt, "a file is not held yet");
-            }
-        }
-        std::thread::sleep(PAUSE.min(Duration::from_millis(u64::from(attempt))));
-    }
-    tracing::warn!(file = %file.subject, "the file could not be held: its regions stay on scrap");
+    let done = settle(shared, file, &regions, epoch, Tell::Everybody);
+    drop(regions);
+    file.lock().restoring -= 1;
+    file.changed();
+    done.unwrap_or_else(|error| {
+        tracing::debug!(file = %file.subject, %error, "a file is not held yet");
+        false
+    })
+}
+
+/// Tells that a file's regions are on scrap for longer; they are tried again all the same.
+fn give_up_for_now(shared: &Shared, file: &GuardedFile) {
+    tracing::warn!(file = %file.subject, "the file cannot be held: its regions stay on scrap");
     let state = file.lock();
     for region in state.regions.iter().filter(|region| region.policy.follow) {
         for part in region.off_file() {
@@ -130,7 +146,14 @@ pub fn bring_in(shared: &Shared, file: &GuardedFile, region: &Arc<GuardedRegion>
         file.lock().restoring -= 1;
         file.changed();
         match done {
-            Ok(true) if region.off_file().is_empty() => return Ok(()),
+            Ok(true) => {
+                // Under the lock, so that no break comes between: from here on it is told of.
+                let _state = file.lock();
+                if region.off_file().is_empty() {
+                    region.known.store(true, Ordering::Release);
+                    return Ok(());
+                }
+            }
             Ok(_) => {}
             Err(error @ Error::Memory(holdfast_dax::Error::Absent { .. })) => last = Some(error),
             Err(error) => return Err(error),

@@ -62,6 +62,8 @@ pub struct GuardedRegion {
     /// Whether the application said, in a break that gives it time, that it needs no more.
     pub ready: AtomicBool,
     given_up: AtomicBool,
+    /// Whether the application knows it by now; before, nothing is told of it.
+    pub known: AtomicBool,
     revoke: Mutex<Option<Revoke>>,
 }
 
@@ -113,6 +115,7 @@ impl GuardedRegion {
             lost: Mutex::new(Vec::new()),
             ready: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
+            known: AtomicBool::new(false),
             revoke: Mutex::new(None),
         }
     }

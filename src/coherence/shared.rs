@@ -386,7 +386,8 @@ impl Shared {
     /// Has what is left of a file put back behind its regions, after a while.
     fn follow(&self, file: &Arc<GuardedFile>, state: &State, delay: Duration) {
         let wanted = state.regions.iter().any(|region| region.wants_to_follow());
-        let follow = Follow { file: Arc::clone(file), not_before: Instant::now() + delay };
+        let follow =
+            Follow { file: Arc::clone(file), not_before: Instant::now() + delay, tries: 0 };
         if wanted && self.to_follow.try_send(follow).is_err() {
             tracing::error!(file = %file.subject, "too many files to follow: this one stays on scrap");
         }
