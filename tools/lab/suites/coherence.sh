@@ -39,6 +39,25 @@ run() { # run NAME ARGUMENT...: a storm, whose figures are kept under the name
         --numbers $numbers/$figures.json "$@" || failed=1
 }
 
+held_up() { # held_up MILLISECONDS: how long a policy of so long makes a truncate wait
+    fallocate -l 4M $mnt/held
+    holdfast watch --device $near --policy hold=$1ms --events 2 $mnt/held >/tmp/held.log 2>&1 &
+    watch=$!
+    until grep -q watching /tmp/held.log; do
+        sleep 0.2
+        kill -0 $watch || { cat /tmp/held.log; return 1; }
+    done
+    before=$(date +%s%N)
+    truncate -s 1M $mnt/held
+    waited=$((($(date +%s%N) - before) / 1000000))
+    wait $watch
+    ended=$?
+    cat /tmp/held.log
+    echo "the truncate waited $waited ms"
+    rm -f $mnt/held
+    [ $ended = 0 ] && [ $waited -ge "$1" ] && [ $waited -lt 10000 ]
+}
+
 modprobe nfit
 modprobe nd_pmem
 modprobe $fs
@@ -48,6 +67,7 @@ check "$fs is made and mounted with dax=always" make_fs
 # Scrap of huge pages costs one mapping for each chunk.
 echo 32 >/proc/sys/vm/nr_hugepages
 
+check "a region that wants 700 ms is given them" held_up 700
 run storm --seconds $storm --regions 3
 if [ -z "$misses" ]; then
     run guard_page --seconds $short --notifier guard-page
