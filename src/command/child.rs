@@ -49,6 +49,8 @@ impl NicChild {
         let mut command = Command::new(program);
         command.arg("nic").arg("--json");
         command.args(["--parent", &std::process::id().to_string()]);
+        // On a busy machine the guard may be as late as this with scrap.
+        command.args(["--stall-bound", "5"]);
         for socket in &sockets {
             command.arg("--socket").arg(socket);
         }
