@@ -31,7 +31,9 @@ use crate::{Error, ProtectionDomain, Result};
 /// How long the guard sleeps when nobody wakes it.
 const IDLE: Duration = Duration::from_millis(100);
 /// How often all pins are looked at, whatever the notifiers say.
-const BACKSTOP: Duration = Duration::from_millis(100);
+const PINS: Duration = Duration::from_millis(100);
+/// How often files that lost parts are looked at again.
+const LOST: Duration = Duration::from_secs(1);
 /// The same while a file is busy or a deadline runs.
 const SOON: Duration = Duration::from_millis(1);
 
@@ -171,7 +173,8 @@ fn run(shared: &Arc<Shared>) {
     let mut notices: Vec<Notice> = Vec::with_capacity(1024);
     let (mut deferred, mut busy) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
     let mut files = Vec::with_capacity(1024);
-    let (mut period, mut looked) = (IDLE, Instant::now());
+    let mut period = IDLE;
+    let (mut looked_at_pins, mut looked_for_lost) = (Instant::now(), Instant::now());
     while !shared.stopping() {
         shared.wait(period);
         shared.collect(&mut notices);
@@ -184,11 +187,15 @@ fn run(shared: &Arc<Shared>) {
             }
         }
         std::mem::swap(&mut busy, &mut deferred);
-        let backstop = looked.elapsed() >= BACKSTOP;
-        if backstop {
-            looked = Instant::now();
+        let pins = looked_at_pins.elapsed() >= PINS;
+        let lost = looked_for_lost.elapsed() >= LOST;
+        if pins {
+            looked_at_pins = Instant::now();
         }
-        let holding = shared.look(&mut files, backstop);
+        if lost {
+            looked_for_lost = Instant::now();
+        }
+        let holding = shared.look(&mut files, pins, lost);
         period = if deferred.is_empty() && !holding { IDLE } else { SOON };
     }
 }

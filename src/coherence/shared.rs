@@ -394,15 +394,19 @@ impl Shared {
     }
 
     /// Looks at the deadlines of files whose regions were given time. Says whether there are any.
-    /// With `backstop`, looks at their pins as well.
-    pub fn look(&self, files: &mut Vec<Arc<GuardedFile>>, backstop: bool) -> bool {
+    /// With `pins`, looks at their pins as well; with `lost`, has those that lost parts looked at: a
+    /// file may get blocks back without a word from any notifier.
+    pub fn look(&self, files: &mut Vec<Arc<GuardedFile>>, pins: bool, lost: bool) -> bool {
         let mut any = false;
         files.extend(lock(&self.files).values().map(Arc::clone));
         for file in files.drain(..) {
             let Some(mut state) = file.try_lock() else { continue };
             any |= state.keep_out();
             // Whatever became of the news: nobody waits for ever.
-            if backstop && state.phase == Phase::Held && state.is_disturbed() {
+            if lost && state.phase == Phase::Held {
+                self.follow(&file, &state, Duration::ZERO);
+            }
+            if pins && state.phase == Phase::Held && state.is_disturbed() {
                 let why = Why::unknown(NotifierKind::GuardPage);
                 let broke = state.start_break(why, self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
