@@ -23,6 +23,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// How long to listen for what should not come, or comes late as a clone on xfs floods the buffer
 /// while it waits.
 const AFTER: Duration = Duration::from_secs(1);
+/// How long to listen after an operation that did not wait has ended, before its pin is let go.
+const ENDED: Duration = Duration::from_millis(150);
 
 /// What the kprobe events must say.
 type Says = (Cause, Option<Range<u64>>, Stage);
@@ -113,10 +115,12 @@ fn pinned(
     let mut waits: Option<Instant> = None;
     let done = listen(notifiers, &mut notices, LIMIT, |_| {
         ended = worker.ended(Duration::from_millis(1))?.is_some();
-        if waits.is_none() && pin.disturbed()? {
+        if waits.is_none() && (ended || pin.disturbed()?) {
             waits = Some(Instant::now());
         }
-        Ok(ended || waits.is_some_and(|since| since.elapsed() > AFTER))
+        // What has ended without waiting may be told of a period later.
+        let enough = if ended { ENDED } else { AFTER };
+        Ok(waits.is_some_and(|since| since.elapsed() > enough))
     })?;
     ensure!(done, "it neither ends nor waits");
     pin.release()?;
