@@ -114,7 +114,7 @@ fn pinned(
     // Until it has ended, or is seen to wait and had the time to be told of by all.
     let mut waits: Option<Instant> = None;
     let done = listen(notifiers, &mut notices, LIMIT, |_| {
-        ended = worker.ended(Duration::from_millis(1))?.is_some();
+        ended = ended || worker.ended(Duration::from_millis(1))?.is_some();
         if waits.is_none() && (ended || pin.disturbed()?) {
             waits = Some(Instant::now());
         }
