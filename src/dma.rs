@@ -7,11 +7,13 @@
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use holdfast_driver::dma::{AllocError, DmaAllocator, DmaBuffer};
 use holdfast_iommu::{AddressSpace, Mapping, Prot, SharedMemory};
 use holdfast_wire::PAGE_SIZE;
+
+use crate::lock::lock;
 
 /// Bytes of a shared block.
 const BLOCK: usize = 2 << 20;
@@ -141,11 +143,6 @@ impl PageMap {
     fn give_back(&mut self, first: usize, count: usize) {
         self.taken[first..first + count].fill(false);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is changed in single steps, so a panic elsewhere leaves it true.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -69,6 +69,7 @@ pub mod dma;
 mod emulated;
 mod error;
 mod hold;
+mod lock;
 mod protection_domain;
 mod queue_pair;
 mod region;

@@ -1,6 +1,6 @@
 //! Protection domains: what may be used together, and what is made in them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use holdfast_dax::{GRANULE, Memory};
 use holdfast_driver as driver;
@@ -9,6 +9,7 @@ use holdfast_wire::attr;
 
 use crate::coherence::{Guard, Policy};
 use crate::device::DeviceInner;
+use crate::lock::lock;
 use crate::{
     CompletionQueue, MemoryRegion, QueuePair, QueuePairOptions, Result, SharedReceiveQueue,
 };
@@ -103,7 +104,7 @@ impl ProtectionDomain {
 
     /// The scrap behind regions of this protection domain that lost their file; nobody else's.
     pub(crate) fn scrap(&self) -> Result<Arc<Scrap>> {
-        let mut scrap = self.scrap.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scrap = lock(&self.scrap);
         if let Some(scrap) = &*scrap {
             return Ok(Arc::clone(scrap));
         }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use holdfast_dax::Memory;
 use holdfast_driver as driver;
@@ -13,6 +13,7 @@ use holdfast_wire::wqe::Sge;
 use crate::coherence::{Guard, Placement, Policy, Reaction, RegionId, Tie};
 use crate::connect::RemoteRegion;
 use crate::device::DeviceInner;
+use crate::lock::lock;
 use crate::{Access, Error, ProtectionDomain, Result};
 
 /// Memory that the device may reach: the memory itself, its IOMMU mapping and its registration.
@@ -318,11 +319,6 @@ impl Body {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the lock guards is taken whole, so a panic elsewhere leaves it true.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes back memory that was mapped but not registered, or leaks it if the device may still reach

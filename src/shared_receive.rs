@@ -1,11 +1,12 @@
 //! Shared receive queues, and the regions their receives keep alive.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use holdfast_driver as driver;
 use holdfast_driver::PostError;
 
 use crate::hold::Holds;
+use crate::lock::lock;
 use crate::queue_pair::with_entries;
 use crate::region::RegionInner;
 use crate::{Result, Slice};
@@ -87,7 +88,7 @@ impl SharedReceiveQueue {
 
 impl Drop for SharedReceiveQueue {
     fn drop(&mut self) {
-        let mut legacy = self.legacy.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut legacy = lock(&self.legacy.0);
         *legacy = std::mem::take(&mut self.holds);
     }
 }

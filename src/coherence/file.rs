@@ -43,7 +43,8 @@ pub struct GuardedFile {
     pub fd: Option<OwnedFd>,
     pub path: Option<PathBuf>,
     state: Mutex<State>,
-    changed: Condvar,
+    /// Nobody restores anything any more.
+    rested: Condvar,
 }
 
 /// What guards a file's state.
@@ -57,9 +58,11 @@ pub struct State {
     /// Counts the breaks, so that a restore can tell that there was another.
     pub epoch: u64,
     /// Threads that restore something right now, and may hold a region.
-    pub restoring: usize,
+    restoring: usize,
     /// When the pin was taken: what was noticed before is settled.
     pub held_since: Instant,
+    /// Its pin was seen to be disturbed, and no notifier has said why yet.
+    pub suspected: bool,
     /// It has no regions and is not watched any more: who wants to add one needs a new one.
     pub forgotten: bool,
     /// The page that was pinned last, and until when it is kept out of this process's page tables.
@@ -134,11 +137,12 @@ impl GuardedFile {
             epoch: 0,
             restoring: 0,
             held_since: Instant::now(),
+            suspected: false,
             forgotten: false,
             let_go: None,
             announced: None,
         };
-        Self { subject, fd, path, state: Mutex::new(state), changed: Condvar::new() }
+        Self { subject, fd, path, state: Mutex::new(state), rested: Condvar::new() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -156,18 +160,28 @@ impl GuardedFile {
         }
     }
 
-    /// Wakes whoever waits in [`GuardedFile::wait`].
-    pub fn changed(&self) {
-        self.changed.notify_all();
+    /// The state once nobody restores anything, and so holds a region. Blocks until then.
+    pub fn lock_at_rest(&self) -> MutexGuard<'_, State> {
+        let restoring = |state: &mut State| state.restoring > 0;
+        let rested = self.rested.wait_while(self.lock(), restoring);
+        rested.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives up the lock until something has changed.
-    pub fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    /// The counterpart of [`State::begin_restoring`].
+    pub fn end_restoring(&self) {
+        self.lock().restoring -= 1;
+        self.rested.notify_all();
     }
 }
 
 impl State {
+    /// A thread is about to restore something, until [`GuardedFile::end_restoring`]; the breaks so
+    /// far.
+    pub fn begin_restoring(&mut self) -> u64 {
+        self.restoring += 1;
+        self.epoch
+    }
+
     /// Whether an operation waits for the pin, by the pin's own sign.
     pub fn is_disturbed(&self) -> bool {
         self.pin.as_ref().is_some_and(|pin| pin.disturbed().unwrap_or(true))
@@ -186,13 +200,16 @@ impl State {
     /// An operation waits (or, where nothing makes it wait, has been): the first step. Regions
     /// that want time are given it; otherwise everything goes to scrap at once.
     pub fn start_break(&mut self, mut why: Why, order: Order, publisher: &Publisher) -> Broke {
+        // Whatever it explains, it explains nothing that comes later.
+        let announced = self.announced.take();
         if why.cause == Cause::Unknown
-            && let Some(announced) = self.announced.take()
+            && let Some(announced) = announced
             && why.at.saturating_duration_since(announced.at) < FRESH
         {
             why = Why { at: why.at, notifier: why.notifier, ..announced };
         }
         self.why = why;
+        self.suspected = false;
         for region in &self.regions {
             publish(publisher, region, EventKind::Breaking, region.whole(), &self.why, None);
         }
@@ -344,4 +361,31 @@ pub fn publish(
         timing,
         merged: 0,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_dax::notify::MappingId;
+
+    use super::*;
+
+    #[test]
+    fn an_announcement_explains_the_next_break_and_no_later_one() {
+        let file = GuardedFile::new(Subject::Mapping(MappingId(1)), None, None);
+        let publisher = Publisher::default();
+        let mut state = file.lock();
+        let named = |cause| Why { cause, ..Why::unknown(NotifierKind::Kprobe) };
+        let mut broken_by = |state: &mut State, why| {
+            state.start_break(why, Order::FenceFirst, &publisher);
+            state.why.cause
+        };
+        let unknown = || Why::unknown(NotifierKind::GuardPage);
+        state.announce(named(Cause::PunchHole));
+        assert_eq!(broken_by(&mut state, unknown()), Cause::PunchHole);
+        assert_eq!(broken_by(&mut state, unknown()), Cause::Unknown);
+        // The operation was told of by somebody who knew: the announcement was its own.
+        state.announce(named(Cause::PunchHole));
+        assert_eq!(broken_by(&mut state, named(Cause::PunchHole)), Cause::PunchHole);
+        assert_eq!(broken_by(&mut state, unknown()), Cause::Unknown);
+    }
 }

@@ -37,10 +37,10 @@ const TRIES: u32 = 500;
 const SELDOM: Duration = Duration::from_secs(1);
 /// How often the guard's end is looked for.
 const LOOK: Duration = Duration::from_millis(200);
+/// Between two early attempts, at most.
+const PAUSE: Duration = Duration::from_millis(20);
 /// The page that is pinned is the last of what there is: others are touched more.
 const PAGE: u64 = 4096;
-/// Between two of them, at most.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// A file whose regions want back what is left of it.
 #[derive(Debug)]
@@ -98,13 +98,11 @@ fn attempt(shared: &Shared, file: &GuardedFile) -> bool {
         let mut state = file.lock();
         let wants = state.regions.iter().filter(|region| region.wants_to_follow());
         let regions: Vec<Arc<GuardedRegion>> = wants.map(Arc::clone).collect();
-        state.restoring += 1;
-        (regions, state.epoch)
+        (regions, state.begin_restoring())
     };
     let done = settle(shared, file, &regions, epoch, Tell::Everybody);
     drop(regions);
-    file.lock().restoring -= 1;
-    file.changed();
+    file.end_restoring();
     done.unwrap_or_else(|error| {
         tracing::debug!(file = %file.subject, %error, "a file is not held yet");
         false
@@ -137,14 +135,9 @@ pub fn bring_in(shared: &Shared, file: &GuardedFile, region: &Arc<GuardedRegion>
                 region.memory.populate(gap.start, gap.len())?;
             }
         }
-        let epoch = {
-            let mut state = file.lock();
-            state.restoring += 1;
-            state.epoch
-        };
+        let epoch = file.lock().begin_restoring();
         let done = settle(shared, file, std::slice::from_ref(region), epoch, Tell::Nobody);
-        file.lock().restoring -= 1;
-        file.changed();
+        file.end_restoring();
         match done {
             Ok(true) => {
                 // Under the lock, so that no break comes between: from here on it is told of.

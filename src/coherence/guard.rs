@@ -34,7 +34,7 @@ const IDLE: Duration = Duration::from_millis(100);
 const PINS: Duration = Duration::from_millis(100);
 /// How often files that lost parts are looked at again.
 const LOST: Duration = Duration::from_secs(1);
-/// The same while a file is busy or a deadline runs.
+/// How long it sleeps while a file is busy or a deadline runs.
 const SOON: Duration = Duration::from_millis(1);
 
 /// How a guard works.
@@ -114,8 +114,8 @@ impl Guard {
         self.inner.shared.statement()
     }
 
-    /// The application needs no more time for this region ([`Reaction::Hold`](super::Reaction::Hold)). Never blocks on
-    /// the file.
+    /// The application needs no more time for this region
+    /// ([`Reaction::Hold`](super::Reaction::Hold)). Never blocks on the file.
     pub fn proceed(&self, region: RegionId) {
         for file in self.inner.shared.files() {
             let state = file.lock();

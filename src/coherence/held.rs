@@ -2,7 +2,7 @@
 //! whoever looks that an operation waits for it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use holdfast_dax::notify::Probe;
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 
 use super::keeper::{Keeper, KeeperError, PinId};
 use crate::Result;
+use crate::lock::lock;
 
 /// A pin that its file's guard and the notifier of guard pages share. Dropped, it is released.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub struct HeldPin {
 }
 
 impl HeldPin {
-    /// Shares a pin, taken after `since`, with a keeper. Waits for its answer: from then on the pin outlives this
-    /// process.
+    /// Shares a pin, taken after `since`, with a keeper. Waits for its answer: from then on the pin
+    /// outlives this process.
     pub fn new(pin: Pin, since: Instant, keeper: Option<Arc<Keeper>>) -> Result<Self> {
         let sign = pin.sign();
         let released = AtomicBool::new(false);
@@ -92,9 +93,4 @@ impl Drop for HeldPin {
             tracing::error!(%error, "a layout pin could not be let go");
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A pin is changed by its release alone, which may be repeated; the rest is set whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,13 @@
 //! The guard's keeper: started when the first pin is taken, given every container before anything
 //! under a pin is mapped in it, and replaced when it dies.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use holdfast_iommu::AddressSpace;
 
-use super::keeper::{ContainerId, Keeper, KeeperEvent, KeeperOptions, PinId};
+use super::keeper::{ContainerId, Keeper, KeeperEvent, KeeperOptions};
 use crate::Result;
+use crate::lock::lock;
 
 /// Who keeps what when this process dies.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
     /// It let a pin go, and emptied every container before.
-    Revoked(PinId),
+    Revoked,
     /// It is gone.
     Died,
 }
@@ -43,7 +44,7 @@ impl Keeping {
         let (Some(options), Some(container)) = (&self.options, space.container()) else {
             return Ok(false);
         };
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let started = state.keeper.is_none();
         let keeper = match state.keeper.take() {
             Some(keeper) => keeper,
@@ -60,7 +61,7 @@ impl Keeping {
 
     /// Takes back the containers of devices that were closed. Does not wait.
     pub fn tidy(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let State { keeper: Some(keeper), spaces } = &mut *state else { return };
         spaces.retain(|(space, container)| {
             let open = space.strong_count() > 0;
@@ -73,21 +74,21 @@ impl Keeping {
 
     /// The keeper, if there is one by now.
     pub fn keeper(&self) -> Option<Arc<Keeper>> {
-        self.lock().keeper.clone()
+        lock(&self.state).keeper.clone()
     }
 
     /// What it has done, and what became of it. Does not wait.
     pub fn news(&self, sink: &mut dyn FnMut(News)) {
         let Some(keeper) = self.keeper() else { return };
         keeper.collect(&mut |event| match event {
-            KeeperEvent::Revoked { pin, waited } => {
+            KeeperEvent::Revoked { waited, .. } => {
                 tracing::error!(
                     ?waited,
                     "the keeper emptied all containers: a layout operation \
                      had waited too long for this process; devices that were in them are useless \
                      until they are opened anew"
                 );
-                sink(News::Revoked(pin));
+                sink(News::Revoked);
             }
             KeeperEvent::Died => sink(News::Died),
         });
@@ -98,7 +99,7 @@ impl Keeping {
     pub fn replace(&self) -> Result<Option<Arc<Keeper>>> {
         let Some(old) = self.keeper() else { return Ok(None) };
         let new = Arc::new(old.respawn()?);
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         for (space, id) in &mut state.spaces {
             if let Some(space) = space.upgrade()
                 && let Some(container) = space.container()
@@ -109,18 +110,13 @@ impl Keeping {
         state.keeper = Some(Arc::clone(&new));
         Ok(Some(new))
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Each part is set whole, so a panic elsewhere leaves it true.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Keeping {
     fn drop(&mut self) {
         // No pin is left, so nothing in a container needs one: a keeper that were to find it at its
         // end would empty it under a device that goes on.
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let State { keeper: Some(keeper), spaces } = &mut *state else { return };
         for (_, container) in spaces.drain(..) {
             keeper.let_go_container(container);

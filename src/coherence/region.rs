@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use holdfast_dax::{Extent, GRANULE, Kind, Memory, Window, extents as extents_of};
 use holdfast_iommu::{
@@ -20,6 +20,7 @@ use nix::sys::stat::fstat;
 
 use super::event::{Part, RegionId};
 use super::policy::{Policy, Reaction};
+use crate::lock::lock;
 use crate::{Error, Result};
 
 /// How a region's memory is named to the owner of the address space.
@@ -339,11 +340,6 @@ impl std::fmt::Debug for GuardedRegion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "GuardedRegion({} at {}, {:?})", self.id, self.range, self.placement)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is taken whole, so a panic elsewhere leaves it true.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -4,16 +4,16 @@
 //! Locks are taken in this order: a file's state, the table of files, the notifiers. A notifier's
 //! news is collected first and dealt with afterwards, so none is held while another waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use holdfast_dax::notify::{
-    Cause, MappingId, Notice, NotifierKind, Notifiers, Probe, Stage, Statement, Subject,
+    Cause, MappingId, Notice, NotifierKind, Notifiers, Probe, Stage, Statement, Subject, Watched,
     WatchedFile, WatchedMapping,
 };
 use holdfast_dax::{Memory, Pin, prove};
@@ -30,13 +30,13 @@ use super::keeping::{Keeping, News};
 use super::policy::Reaction;
 use super::region::GuardedRegion;
 use super::stream::Publisher;
+use crate::lock::lock;
 use crate::{Error, Result};
 
 /// Files that may wait to be followed at a time.
 pub const FOLLOW_QUEUE: usize = 4096;
 /// What was announced has begun, and holds the file's lock, after this.
 const ANNOUNCED: Duration = Duration::from_millis(5);
-
 /// What was let go is over after this, if nobody says so before.
 const UNTOLD: Duration = Duration::from_millis(500);
 
@@ -53,7 +53,7 @@ pub struct Shared {
     regions: AtomicU64,
     next_region: AtomicU64,
     /// File systems, by device, of which it was shown that a pin holds there.
-    proven: Mutex<HashMap<u64, ()>>,
+    proven: Mutex<HashSet<u64>>,
     /// Who makes the death of this process safe.
     keeping: Keeping,
     pub options: GuardOptions,
@@ -82,7 +82,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             regions: AtomicU64::new(0),
             next_region: AtomicU64::new(1),
-            proven: Mutex::new(HashMap::new()),
+            proven: Mutex::default(),
             keeping: Keeping::new(options.keeper.clone()),
             options,
         })
@@ -115,10 +115,15 @@ impl Shared {
         self.wake();
     }
 
-    /// Takes the news of all notifiers.
+    /// Takes the news of all notifiers, those that name causes first.
     pub fn collect(&self, notices: &mut Vec<Notice>) {
         if let Err(error) = lock(&self.notifiers).collect(&mut |notice| notices.push(notice)) {
             tracing::error!(%error, "a notifier failed; the others and the pins still hold");
+        }
+        // They were asked last.
+        let named = |notice: &Notice| notice.notifier == NotifierKind::Kprobe;
+        if let Some(first) = notices.iter().position(named) {
+            notices.rotate_left(first);
         }
     }
 
@@ -177,9 +182,7 @@ impl Shared {
             Subject::File(_) => self.watch(&file, None),
             Subject::Mapping(id) => {
                 let address = memory.as_ptr().as_ptr().addr();
-                let mapping = WatchedMapping { id, address, len: memory.len() };
-                let (by, refusals) = lock(&self.notifiers).watch(&mapping.into());
-                tracing::debug!(%subject, ?by, ?refusals, "watched");
+                self.have_watched(WatchedMapping { id, address, len: memory.len() }.into());
             }
         }
         files.insert(subject, Arc::clone(&file));
@@ -200,18 +203,19 @@ impl Shared {
     pub fn watch(&self, file: &GuardedFile, pin: Option<&Arc<HeldPin>>) {
         let (Subject::File(id), Some(fd)) = (file.subject, &file.fd) else { return };
         let probe = pin.map(|pin| Arc::clone(pin) as Arc<dyn Probe>);
-        let watched = WatchedFile { id, fd: fd.as_fd(), path: file.path.as_deref(), probe };
-        let (by, refusals) = lock(&self.notifiers).watch(&watched.into());
-        for error in refusals {
-            tracing::debug!(file = %file.subject, %error, "a notifier does not watch this file");
-        }
-        tracing::debug!(file = %file.subject, ?by, "watched");
+        let path = file.path.as_deref();
+        self.have_watched(WatchedFile { id, fd: fd.as_fd(), path, probe }.into());
+    }
+
+    fn have_watched(&self, watched: Watched<'_>) {
+        let (by, refusals) = lock(&self.notifiers).watch(&watched);
+        tracing::debug!(subject = %watched.subject(), ?by, ?refusals, "watched");
     }
 
     /// Shows, once for each file system, that a pin holds there.
     pub fn prove(&self, memory: &Memory) -> Result<()> {
         let Some(id) = memory.file_id() else { return Ok(()) };
-        if lock(&self.proven).contains_key(&id.dev) {
+        if lock(&self.proven).contains(&id.dev) {
             return Ok(());
         }
         let folder = memory.path().and_then(Path::parent).unwrap_or(Path::new("."));
@@ -226,7 +230,7 @@ impl Shared {
             )));
         }
         tracing::info!(%proof, "layout pins hold");
-        lock(&self.proven).insert(id.dev, ());
+        lock(&self.proven).insert(id.dev);
         Ok(())
     }
 
@@ -263,7 +267,7 @@ impl Shared {
         self.keeping.tidy();
         self.keeping.news(&mut |news| match news {
             // Everything that was in a container is gone from it, whichever file it was of.
-            News::Revoked(_) => notices.extend(
+            News::Revoked => notices.extend(
                 self.files()
                     .iter()
                     .map(|file| Notice::new(file.subject, NotifierKind::GuardPage, Stage::Waiting)),
@@ -373,7 +377,6 @@ impl Shared {
     /// What is to be done after a break, or the first half of one.
     fn after(&self, file: &Arc<GuardedFile>, state: &State, broke: Broke) {
         if broke == Broke::Done {
-            file.changed();
             self.allow(file.subject);
             self.follow(file, state, Duration::ZERO);
         }
@@ -394,7 +397,8 @@ impl Shared {
     }
 
     /// Looks at the deadlines of files whose regions were given time. Says whether there are any.
-    /// With `pins`, looks at their pins as well; with `lost`, has those that lost parts looked at: a
+    /// With `pins`, looks at their pins as well, and once more before it acts on what it sees, so
+    /// that a notifier may still say what it is; with `lost`, has those that lost parts looked at: a
     /// file may get blocks back without a word from any notifier.
     pub fn look(&self, files: &mut Vec<Arc<GuardedFile>>, pins: bool, lost: bool) -> bool {
         let mut any = false;
@@ -406,11 +410,13 @@ impl Shared {
             if lost && state.phase == Phase::Held {
                 self.follow(&file, &state, Duration::ZERO);
             }
-            if pins && state.phase == Phase::Held && state.is_disturbed() {
-                let why = Why::unknown(NotifierKind::GuardPage);
-                let broke = state.start_break(why, self.options.order, &self.publisher);
-                self.after(&file, &state, broke);
+            if (pins || state.suspected) && state.phase == Phase::Held && state.is_disturbed() {
                 any = true;
+                if std::mem::replace(&mut state.suspected, true) {
+                    let why = Why::unknown(NotifierKind::GuardPage);
+                    let broke = state.start_break(why, self.options.order, &self.publisher);
+                    self.after(&file, &state, broke);
+                }
             }
             let Phase::Holding { until } = state.phase else { continue };
             any = true;
@@ -449,9 +455,4 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Guard of {} regions", self.regions.load(Ordering::Relaxed))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is changed in single steps, so a panic elsewhere leaves it true.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::event::{Event, EventKind};
+use crate::lock::lock;
 
 /// Events that a queue holds at least before it merges.
 const ROOM: usize = 1024;
@@ -179,11 +180,6 @@ impl Pending {
 /// More than every region's every kind, so that a full queue holds two that can be merged.
 fn room_for(regions: usize) -> usize {
     ROOM.max(regions * EventKind::COUNT + 1)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is changed in single steps, so a panic elsewhere leaves it true.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

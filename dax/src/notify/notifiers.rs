@@ -116,10 +116,11 @@ impl Notifiers {
     }
 
     /// [`Notifier::collect`] of each; of several failures the first is told, after all have been
-    /// asked.
+    /// asked. Who tells most is asked last: what another one has just seen, that one has seen by
+    /// then.
     pub fn collect(&mut self, sink: &mut dyn FnMut(Notice)) -> Result<(), NotifyError> {
         let mut result = Ok(());
-        for notifier in &mut self.in_force {
+        for notifier in self.in_force.iter_mut().rev() {
             result = result.and(notifier.collect(sink));
         }
         result

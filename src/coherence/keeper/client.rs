@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_dax::PinParts;
@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::error::KeeperError;
 use super::protocol::{ContainerId, MESSAGE, PinId, Reply, Request, VERSION};
 use super::{spawn, sys};
+use crate::lock::lock;
 
 /// How long a keeper may take to answer. Populating the guard page may wait for a layout operation
 /// on that file to end.
@@ -341,9 +342,4 @@ fn wait(socket: &OwnedFd, flags: PollFlags, deadline: Instant) -> Result<(), Kee
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(KeeperError::System { step: "wait for the keeper", errno }),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is changed in single steps, so a panic elsewhere leaves it true.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
