@@ -375,7 +375,7 @@ mod tests {
         let publisher = Publisher::default();
         let mut state = file.lock();
         let named = |cause| Why { cause, ..Why::unknown(NotifierKind::Kprobe) };
-        let mut broken_by = |state: &mut State, why| {
+        let broken_by = |state: &mut State, why| {
             state.start_break(why, Order::FenceFirst, &publisher);
             state.why.cause
         };
