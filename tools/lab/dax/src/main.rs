@@ -8,15 +8,12 @@
 mod case;
 mod expected;
 mod handover;
-mod ioctl;
 mod notices;
 mod operation;
 mod operations;
 mod pins;
 mod raw;
-mod report;
 mod sources;
-mod uring;
 mod worker;
 
 use std::path::PathBuf;
@@ -25,9 +22,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use holdfast_dax::Source;
+use holdfast_lab_check::Report;
 
 use operation::{Operation, Way};
-use report::Report;
 
 /// Checks files on persistent memory.
 #[derive(Parser)]

@@ -11,11 +11,11 @@ use holdfast_dax::notify::{
     Cause, Hold, Notice, NotifierKind, Notifiers, Options, Stage, WatchedFile,
 };
 use holdfast_dax::{Memory, Pin, Populate, Source};
+use holdfast_lab_check::Report;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::expected::{COLUMNS, Outcome, TABLE, column};
 use crate::operation::{AT, Files, LEN, Operation, PAGE, Ring, SIZE, Way};
-use crate::report::Report;
 use crate::worker::Worker;
 
 /// How long anything may take on a loaded machine.

@@ -7,11 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use holdfast_lab_check::{ioctl, uring};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{ftruncate, truncate};
-
-use crate::ioctl;
 
 /// Bytes in a page and in a block.
 pub const PAGE: u64 = 4096;
@@ -115,6 +114,16 @@ pub enum Ring {
     Fallocate { mode: FallocateFlags, offset: u64, len: u64 },
     /// `IORING_OP_FTRUNCATE` (Linux 6.9).
     Ftruncate { len: u64 },
+}
+
+impl Ring {
+    /// Does it, and waits for its completion.
+    pub fn perform(self, file: &File) -> Result<(), Errno> {
+        match self {
+            Self::Fallocate { mode, offset, len } => uring::fallocate(file, mode, offset, len),
+            Self::Ftruncate { len } => uring::ftruncate(file, len),
+        }
+    }
 }
 
 impl Operation {

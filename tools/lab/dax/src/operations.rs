@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use holdfast_lab_check::Report;
 
 use crate::case::{Opened, pinned, unpinned};
 use crate::expected::{COLUMNS, Outcome, TABLE, column};
 use crate::operation::{Operation, Ring, Way};
-use crate::report::Report;
 
 /// Runs the table, or the named operations of it, in a folder on a mount of type `fs_type`.
 pub fn run(report: &mut Report, folder: &Path, fs_type: &str, only: &[Operation]) -> Result<()> {

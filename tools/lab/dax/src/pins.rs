@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use holdfast_dax::{AdoptedPin, Error, GRANULE, Memory, Pin, Populate, Source, layout, prove};
+use holdfast_lab_check::Report;
 use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::handover;
 use crate::operation::{AT, Files, Operation, PAGE, SIZE, Way};
 use crate::raw;
-use crate::report::Report;
 use crate::worker::Worker;
 
 /// How long an operation must not get anywhere to count as waiting.

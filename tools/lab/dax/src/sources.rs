@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use holdfast_dax::{
     Error, Extent, GRANULE, Kind, Memory, Populate, Source, Window, allocated, extents, layout,
 };
+use holdfast_lab_check::Report;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::ioctl;
 use crate::operation::PAGE;
-use crate::report::Report;
+use holdfast_lab_check::ioctl;
 
 /// A file of `pages` pages, each filled with its number.
 fn written(path: &Path, pages: u64) -> Result<File> {

@@ -13,7 +13,6 @@ use clap::ValueEnum;
 use nix::errno::Errno;
 
 use crate::operation::{Files, Operation, Way};
-use crate::uring;
 
 /// How long a process may take to start on a loaded machine.
 const START: Duration = Duration::from_secs(30);
@@ -98,7 +97,7 @@ pub fn serve(folder: &Path, operation: Operation, way: Way) -> Result<()> {
         bail!("told {word:?}");
     }
     let result = match (way, operation.ring()) {
-        (Way::Uring, Some(ring)) => uring::perform(ring, &files.file),
+        (Way::Uring, Some(ring)) => ring.perform(&files.file),
         (Way::Uring, None) => Err(Errno::ENOSYS),
         (Way::Call, _) => operation.perform(&files),
     };

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use holdfast_iommu::{Error, IovaRange, Prot, SharedMemory};
+use holdfast_lab_check::Report;
 
 use crate::Bench;
-use crate::report::Report;
 use crate::testdev::{PATTERN, Testdev};
 
 const PAGE: u64 = 4096;

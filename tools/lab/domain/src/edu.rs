@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use holdfast_iommu::{Prot, SharedMemory};
+use holdfast_lab_check::Report;
 use holdfast_vfio::Device;
 
 use crate::Bench;
-use crate::report::Report;
 
 const BAR: u32 = 0;
 const IDENTITY: u64 = 0x00;

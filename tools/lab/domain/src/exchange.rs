@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use holdfast_iommu::{Prot, SharedMemory};
+use holdfast_lab_check::Report;
 
 use crate::Bench;
-use crate::report::Report;
 use crate::testdev::Testdev;
 
 /// What the engine's thread counts.

@@ -11,10 +11,10 @@ use anyhow::{Result, ensure};
 use holdfast_iommu::{
     Backing, Behind, Order, Piece, Prot, Retargeted, SharedMemory, Target, retarget_all,
 };
+use holdfast_lab_check::Report;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::Bench;
-use crate::report::Report;
 
 /// Bytes of the region and of its chunks.
 const REGION: u64 = 256 << 20;

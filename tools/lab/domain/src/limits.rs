@@ -2,9 +2,9 @@
 
 use anyhow::{bail, ensure};
 use holdfast_iommu::{Error, Mapping, Prot, SharedMemory};
+use holdfast_lab_check::Report;
 
 use crate::Bench;
-use crate::report::Report;
 
 /// Maps page after page until the container has no entries left.
 pub fn entries(bench: &Bench, report: &mut Report) {

@@ -10,7 +10,6 @@ mod edu;
 mod exchange;
 mod large;
 mod limits;
-mod report;
 mod testdev;
 
 use std::process::ExitCode;
@@ -19,11 +18,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use holdfast_iommu::{AddressSpace, Type1Domain};
+use holdfast_lab_check::Report;
 use holdfast_vfio::Device;
 use holdfast_vfio::kernel::{self, KernelDevice};
 use holdfast_vfio::pci::{Address, Tree};
-
-use report::Report;
 
 /// Checks the IOMMU layer with one DMA engine.
 #[derive(Parser)]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use holdfast_lab_check::Report;
 use holdfast_vfio::pci::Address;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -90,20 +91,11 @@ fn check(cli: &Cli, rounds: u32) -> Result<bool> {
         ("a late driver loses its mappings, and the truncate goes on", late),
         ("drivers killed at any moment hold no truncate up", killed),
     ];
-    let mut all = true;
+    let mut report = Report::default();
     for (name, check) in checks {
-        let start = Instant::now();
-        let result = check(cli, rounds);
-        let seconds = start.elapsed().as_secs_f64();
-        match result {
-            Ok(()) => println!("ok   {name} ({seconds:.1} s)"),
-            Err(error) => {
-                all = false;
-                println!("FAIL {name} ({seconds:.1} s): {error:#}");
-            }
-        }
+        report.check(name, || check(cli, rounds));
     }
-    Ok(all)
+    Ok(report.failed == 0)
 }
 
 /// The pin and the guard page of the keeper alone keep a truncate waiting.

@@ -6,11 +6,11 @@
 
 use anyhow::{Result, ensure};
 use holdfast::DeviceAddress;
+use holdfast_lab_check::Report;
 
 use crate::end::{Done, End, Operation, RECEIVED, RECEIVED_WRITE, REMOTE_ACCESS, Request};
 use crate::holdfast_end::HoldfastEnd;
 use crate::kernel_end::KernelEnd;
-use crate::report::Report;
 
 /// Bytes of each end's memory.
 const MEMORY: usize = 8 << 20;

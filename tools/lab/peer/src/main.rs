@@ -19,7 +19,6 @@ mod one_thread;
 mod perftest;
 mod pingpong;
 mod qemu;
-mod report;
 mod table;
 mod verbs;
 

@@ -3,7 +3,6 @@
 use crate::field::Field;
 use crate::operation::{Kind, Operation, PAGE};
 use crate::random::Random;
-use crate::uring;
 
 /// Kinds that free blocks of the file at once, which is what an unguarded region falls for.
 const FREEING: [Kind; 4] = [Kind::Ftruncate, Kind::Truncate, Kind::OpenTruncate, Kind::Punch];
@@ -45,6 +44,6 @@ pub fn any(random: &mut Random, field: &Field, guarded: bool, told: bool) -> Ope
         Kind::OpenTruncate | Kind::CloneFrom | Kind::CloneOnto | Kind::Sync => (0, 0),
         _ => (from * PAGE, len * PAGE),
     };
-    let ring = uring::has(kind) && random.one_in(4);
+    let ring = kind.has_ring() && random.one_in(4);
     Operation { kind, offset, len, ring }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use holdfast_dax::layout;
+use holdfast_lab_check::ioctl;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, statfs};
@@ -14,7 +15,6 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::syncfs;
 
 use crate::canary::{Canary, Look};
-use crate::ioctl;
 use crate::operation::{FileSystem, PAGE};
 use crate::peer;
 

@@ -19,7 +19,6 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::operation::{Files, Operation};
-use crate::uring;
 
 /// How an operation went.
 #[derive(Debug, Clone, Copy)]
@@ -148,7 +147,7 @@ impl Drop for Hands {
 
 /// Does an operation in this thread.
 pub fn perform(operation: &Operation, files: &Files) -> Result<(), Errno> {
-    if operation.ring { uring::perform(operation, files) } else { operation.perform(files) }
+    if operation.ring { operation.perform_by_ring(files) } else { operation.perform(files) }
 }
 
 /// The other end: does what it is told on standard input until that is closed.

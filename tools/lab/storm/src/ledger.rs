@@ -209,21 +209,39 @@ impl Ledger {
     }
 
     /// What is on the file according to the events must be what has blocks there: `has_blocks`
-    /// is asked for each page of the file.
-    pub fn agrees(&self, has_blocks: impl Fn(u64) -> bool) -> Result<()> {
-        for book in &self.regions {
-            for (page, place) in book.pages.iter().enumerate() {
-                let offset = book.extent.offset + page as u64 * PAGE;
-                let (there, told) = (has_blocks(offset), *place == Place::OnFile);
-                ensure!(
-                    there == told,
-                    "region {}: the file has {} at {offset:#x}, and the events say {place:?}",
-                    book.id,
-                    if there { "a block" } else { "no block" }
-                );
+    /// is asked for each page of the file. A page that got a block back after it was lost may be
+    /// told of later, for nothing need have told the guard.
+    pub fn come_to_agree(
+        &mut self,
+        has_blocks: impl Fn(u64) -> bool,
+        patience: Duration,
+    ) -> Result<()> {
+        let until = Instant::now() + patience;
+        while let Some((book, offset, place)) = self.disagreement(&has_blocks) {
+            let (there, left) =
+                (has_blocks(offset), until.saturating_duration_since(Instant::now()));
+            ensure!(
+                there && !left.is_zero(),
+                "region {book}: the file has {} at {offset:#x}, and the events say {place:?}",
+                if there { "a block" } else { "no block" }
+            );
+            if let Some(event) = self.events.next_within(left.min(Duration::from_millis(100))) {
+                self.enter(&event)?;
             }
         }
         Ok(())
+    }
+
+    /// The first page of which the events say another thing than the file.
+    fn disagreement(&self, has_blocks: impl Fn(u64) -> bool) -> Option<(RegionId, u64, Place)> {
+        self.regions.iter().find_map(|book| {
+            let mut pages = book.pages.iter().enumerate();
+            pages.find_map(|(page, place)| {
+                let offset = book.extent.offset + page as u64 * PAGE;
+                let differs = has_blocks(offset) != (*place == Place::OnFile);
+                differs.then_some((book.id, offset, *place))
+            })
+        })
     }
 
     fn enter(&mut self, event: &Event) -> Result<()> {

@@ -13,7 +13,6 @@ mod ends;
 mod field;
 mod figures;
 mod hands;
-mod ioctl;
 mod killing;
 mod ledger;
 mod operation;
@@ -22,16 +21,17 @@ mod random;
 mod region;
 mod storm;
 mod toucher;
-mod uring;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holdfast::DeviceAddress;
 use holdfast::coherence::NotifierKind;
+
+use holdfast_lab_check::Report;
 
 use figures::Figures;
 use storm::{Plan, Storm};
@@ -212,13 +212,8 @@ fn kill(options: &KillOptions) -> Result<bool> {
     if let Some(path) = &options.numbers {
         std::fs::write(path, serde_json::to_vec_pretty(&json)?)?;
     }
-    let seconds = start.elapsed().as_secs_f64();
     let name = format!("{} kills of the driver, and no byte of another file", options.times);
-    match &result {
-        Ok(()) => println!("ok   {name} ({seconds:.1} s)"),
-        Err(error) => println!("FAIL {name} ({seconds:.1} s): {error:#}"),
-    }
-    Ok(result.is_ok())
+    Ok(Report::default().enter(&name, start.elapsed(), result))
 }
 
 fn run(options: &RunOptions) -> Result<bool> {
@@ -256,14 +251,9 @@ fn verdict(
     misses_fail: bool,
     took: Duration,
 ) -> bool {
-    let seconds = took.as_secs_f64();
-    let mut good = true;
-    let mut check = |name: &str, wrong: Option<String>| match wrong {
-        None => println!("ok   {name} ({seconds:.1} s)"),
-        Some(why) => {
-            good = false;
-            println!("FAIL {name} ({seconds:.1} s): {}", why.replace('\n', " "));
-        }
+    let mut report = Report::default();
+    let mut check = |name: &str, wrong: Option<String>| {
+        report.enter(name, took, wrong.map_or(Ok(()), |why| Err(anyhow!(why))));
     };
     let foreign = figures.look.foreign;
     let (operations, look) = (figures.operations(), figures.look.bytes);
@@ -271,7 +261,7 @@ fn verdict(
         let found = foreign > 0 && figures.look.marks > 0;
         let wrong = (!found).then(|| format!("no foreign byte in {look} after {operations}"));
         check("without a guard, the storm corrupts other files", wrong);
-        return good;
+        return report.failed == 0;
     }
     check("no byte of another file was written", (foreign > 0).then(|| format!("{foreign} were")));
     if !misses_fail {
@@ -282,5 +272,5 @@ fn verdict(
     let few = operations < 5 || figures.writes < 1000;
     let few = few.then(|| format!("{operations} operations, {} writes", figures.writes));
     check("it was a storm", few);
-    good
+    report.failed == 0
 }

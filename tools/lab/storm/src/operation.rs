@@ -8,12 +8,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use holdfast_lab_check::{ioctl, uring};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{ftruncate, truncate};
 use serde::Serialize;
-
-use crate::ioctl;
 
 /// Bytes in a page, and in a block.
 pub const PAGE: u64 = 4096;
@@ -140,6 +139,11 @@ impl Kind {
         }
     }
 
+    /// Whether io_uring has it; ftruncate since Linux 6.9.
+    pub fn has_ring(self) -> bool {
+        self == Self::Ftruncate || Operation::new(self, 0, 0).fallocate().is_some()
+    }
+
     /// Whether blocks are shared by it, which takes room to undo.
     pub fn shares(self) -> bool {
         use Kind::*;
@@ -180,6 +184,15 @@ impl Operation {
             _ => return None,
         };
         Some((mode, self.offset, self.len))
+    }
+
+    /// Does it, through io_uring; ENOSYS where that has it not.
+    pub fn perform_by_ring(&self, files: &Files) -> Result<(), Errno> {
+        match self.fallocate() {
+            Some((mode, offset, len)) => uring::fallocate(&files.region, mode, offset, len),
+            None if self.kind == Kind::Ftruncate => uring::ftruncate(&files.region, self.offset),
+            None => Err(Errno::ENOSYS),
+        }
     }
 
     /// Does it, by a system call.

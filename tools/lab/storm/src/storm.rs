@@ -192,11 +192,14 @@ impl Storm {
             // What was published before the operation was let go is there when it has returned.
             ledger.read()?;
             let told = (|| {
-                ensure!(!(done.early && waits), "it did not wait for the guard");
-                match () {
-                    () if done.refused.is_some_and(|errno| errno != Errno::EILSEQ) => {}
-                    () if waits => ledger.all_announced(operation.kind.causes(), self.causes)?,
-                    () => ledger.none_announced()?,
+                match done.refused.filter(|errno| *errno != Errno::EILSEQ) {
+                    // It may have come to waiting before that, or not.
+                    Some(_) => {}
+                    None if waits => {
+                        ensure!(!done.early, "it did not wait for the guard");
+                        ledger.all_announced(operation.kind.causes(), self.causes)?;
+                    }
+                    None => ledger.none_announced()?,
                 }
                 ledger.in_time(done.began, done.ended, operation.kind.causes())
             })();
@@ -346,7 +349,7 @@ impl Storm {
         }
         let blocks = self.field.blocks()?;
         let has = |offset: u64| blocks.get((offset / 4096) as usize).copied().unwrap_or(false);
-        ledger.agrees(has).with_context(|| format!("after {what:?}"))?;
+        ledger.come_to_agree(has, PATIENCE).with_context(|| format!("after {what:?}"))?;
         for one in &ledger.breaks {
             self.figures.windows.note(one.window);
         }

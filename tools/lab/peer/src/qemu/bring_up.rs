@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use holdfast::DeviceAddress;
 use holdfast_driver::Error;
+use holdfast_lab_check::Report;
 
 use super::rig::{HALF, Rig};
-use crate::report::Report;
 
 /// A second ACTIVATE, or a RESET, stops the guest for two to six seconds.
 const NO_STALL: Duration = Duration::from_millis(1500);

@@ -4,9 +4,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use holdfast::{AddressHandle, Completion, Path, PostError, QpType, SendFlags, Status};
 use holdfast_driver::wire::wqe::Sge;
 use holdfast_driver::{Error as Driver, Init, QpConfig, ReadyToReceive};
+use holdfast_lab_check::Report;
 
 use super::rig::{HALF, Pair, Rig, wait};
-use crate::report::Report;
 
 /// What the device puts before the key it did not find.
 const UNKNOWN_KEY: u32 = 0x207;

@@ -5,10 +5,10 @@ use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast::{Completion, Device, DeviceAddress, Interrupts, Options, SendFlags};
+use holdfast_lab_check::Report;
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::rig::{HALF, Pair, Rig};
-use crate::report::Report;
 
 /// Milliseconds that an interrupt may take.
 const PATIENCE: u16 = 10_000;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use holdfast::{Access, CompletionQueue, DeviceAddress, QpType};
 use holdfast_driver::{self as driver, QpConfig};
+use holdfast_lab_check::Report;
 
 use super::messages::{datagram, extra_gid};
 use super::rig::Rig;
-use crate::report::Report;
 
 /// An index of the GID table that nothing else uses.
 const INDEX: u8 = 5;

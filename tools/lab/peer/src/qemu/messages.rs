@@ -4,9 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast::{AddressHandle, Completion, Datagram, Path, PostError, QpType, Remote, SendFlags};
 use holdfast_driver::wire::attr::mtu_bytes;
 use holdfast_driver::{Error as Driver, QpConfig};
+use holdfast_lab_check::Report;
 
 use super::rig::{HALF, QKEY, Rig, wait};
-use crate::report::Report;
 
 /// Bytes in front of a datagram.
 const GRH: usize = 40;

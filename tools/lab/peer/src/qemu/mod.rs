@@ -16,8 +16,7 @@ mod shared;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use holdfast::DeviceAddress;
-
-use crate::report::Report;
+use holdfast_lab_check::Report;
 
 /// What to check on which device.
 #[derive(Args)]

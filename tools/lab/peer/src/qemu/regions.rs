@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use holdfast::{Access, Memory, MemoryRegion, Populate, Source};
 use holdfast_driver::Error as Driver;
+use holdfast_lab_check::Report;
 
 use super::rig::{HALF, Rig, wait};
-use crate::report::Report;
 
 /// Bytes of the longest region that the device reports.
 const LONGEST: usize = 128 << 20;

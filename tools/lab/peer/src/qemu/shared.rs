@@ -4,9 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast::{CompletionQueue, QpType, SendFlags};
 use holdfast_driver::wire::wqe::Sge;
 use holdfast_driver::{QpConfig, QueuePair, SharedReceiveQueue};
+use holdfast_lab_check::Report;
 
 use super::rig::{HALF, Rig, wait};
-use crate::report::Report;
 
 const DEPTH: u32 = 16;
 

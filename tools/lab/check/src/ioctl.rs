@@ -1,4 +1,4 @@
-//! The calls that change a layout and have no wrapper: clone, dedupe, exchange, swap. Structures as
+//! The calls about a file's layout that have no wrapper: clone, dedupe, exchange, swap. Structures as
 //! in linux/fs.h, fs/xfs/libxfs/xfs_fs.h and fs/ext4/ext4.h.
 #![allow(unsafe_code)]
 
@@ -19,6 +19,7 @@ fn call<T>(file: &File, request: u32, argument: &mut T) -> Result<(), Errno> {
     Errno::result(ret).map(drop)
 }
 
+const XFS_IOC_SET_RESBLKS: u32 = 0xc010_5872;
 const FICLONE: u32 = 0x4004_9409;
 const FICLONERANGE: u32 = 0x4020_940d;
 const FIDEDUPERANGE: u32 = 0xc018_9436;
@@ -178,6 +179,17 @@ pub fn swap_boot(file: &File) -> Result<(), Errno> {
     call(file, EXT4_IOC_SWAP_BOOT, &mut ())
 }
 
+#[repr(C)]
+struct ReservedBlocks {
+    wanted: u64,
+    available: u64,
+}
+
+/// Sets how many blocks xfs keeps for itself when it is full; the file is any on it.
+pub fn reserve_blocks(file: &File, count: u64) -> Result<(), Errno> {
+    call(file, XFS_IOC_SET_RESBLKS, &mut ReservedBlocks { wanted: count, available: 0 })
+}
+
 /// `copy_file_range`, which shares blocks where the file system can.
 pub fn copy_range(from: &File, to: &File, offset: u64, len: u64) -> Result<(), Errno> {
     let (mut from_offset, mut to_offset) = (offset as i64, offset as i64);
@@ -237,6 +249,7 @@ mod tests {
             (FICLONERANGE, size_of::<CloneRange>()),
             (XFS_IOC_SWAPEXT, size_of::<SwapExtents>()),
             (XFS_IOC_EXCHANGE_RANGE, size_of::<ExchangeRange>()),
+            (XFS_IOC_SET_RESBLKS, size_of::<ReservedBlocks>()),
             (EXT4_IOC_MOVE_EXT, size_of::<MoveExtents>()),
             (FS_IOC_FSSETXATTR, size_of::<[u32; 7]>()),
         ] {
