@@ -265,7 +265,26 @@ impl State {
             let (whole, why) = (region.whole(), &self.why);
             publish(publisher, region, EventKind::Broken, whole, why, Some(timing));
         }
+        self.end_if_final(publisher);
         Broke::Done
+    }
+
+    /// After what nothing brings the memory back from, regions stay where they are.
+    fn end_if_final(&self, publisher: &Publisher) {
+        if self.why.cause.is_final() {
+            for region in &self.regions {
+                give_up(publisher, region, region.whole(), &self.why);
+            }
+        }
+    }
+
+    /// The file's end, while nothing of it is within a device's reach or on the way to it.
+    pub fn end(&mut self, why: Why, publisher: &Publisher) {
+        self.epoch += 1;
+        self.why = why;
+        if self.phase == Phase::Open {
+            self.end_if_final(publisher);
+        }
     }
 
     /// Empties the page-table entries of the page that was pinned: Linux 7.3 lets the operation go
@@ -301,9 +320,6 @@ impl State {
             if region.policy.reaction == Reaction::Revoke {
                 region.revoke();
             }
-            if self.why.cause.unmaps() {
-                region.give_up();
-            }
             let Some(target) = region.target(part) else { continue };
             match target.space.retarget(target.range, target.scrap) {
                 Ok(done) => {
@@ -312,8 +328,8 @@ impl State {
                         Timing { to_fence: elapsed, to_release: elapsed, window: done.window };
                     let why = &self.why;
                     publish(publisher, region, EventKind::Broken, part, why, Some(timing));
-                    if why.cause.unmaps() && region.lose(part) {
-                        publish(publisher, region, EventKind::Lost, part, why, None);
+                    if why.cause.is_final() {
+                        give_up(publisher, region, part, why);
                     }
                 }
                 Err(error) => {
@@ -326,6 +342,14 @@ impl State {
     /// The region of this number.
     pub fn region(&self, id: RegionId) -> Option<&Arc<GuardedRegion>> {
         self.regions.iter().find(|region| region.id == id)
+    }
+}
+
+/// A part of a region will never come back, and neither will the rest.
+fn give_up(publisher: &Publisher, region: &GuardedRegion, part: Part, why: &Why) {
+    region.give_up();
+    if region.lose(part) {
+        publish(publisher, region, EventKind::Lost, part, why, None);
     }
 }
 

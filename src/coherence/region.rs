@@ -226,7 +226,7 @@ impl GuardedRegion {
         self.policy.follow && !stays && !self.off_file().is_empty()
     }
 
-    /// Its mapping in this process is gone: nothing can bring its memory back.
+    /// Its mapping in this process, or what its file stands on, is gone: nothing brings it back.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
     }

@@ -331,6 +331,12 @@ impl Shared {
                 let broke = state.start_break(why, self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }
+            // The pages stay for as long as they are pinned; but nothing is the file's any more.
+            (Stage::Announced, Phase::Held) if why.cause.is_final() => {
+                let broke = state.start_break(why, self.options.order, &self.publisher);
+                self.after(&file, &state, broke);
+            }
+            (Stage::Announced, _) if why.cause.is_final() => state.end(why, &self.publisher),
             (Stage::Announced, _) => state.announce(why),
             // What happened before the pin was taken is settled, unless the pin itself says otherwise.
             (Stage::Waiting, Phase::Held)

@@ -89,9 +89,11 @@ impl Cause {
         matches!(self, Self::SwapExtents | Self::SwapBoot)
     }
 
-    /// Whether the mapping itself goes, so that nothing can be looked up in it any more.
-    pub fn unmaps(self) -> bool {
-        matches!(self, Self::Munmap | Self::Mremap | Self::MapOver)
+    /// Whether nothing brings the memory back afterwards: the mapping itself goes, or everything
+    /// that the file stands on.
+    pub fn is_final(self) -> bool {
+        use Cause::*;
+        matches!(self, Munmap | Mremap | MapOver | Shutdown | DeviceRemoved)
     }
 
     /// Its name in tables and JSON.
