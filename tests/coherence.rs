@@ -285,3 +285,40 @@ fn the_statement_says_of_every_notifier_whether_it_is_in_force() {
     }
     assert!(b.guard.statement().in_force().any(|kind| kind == NotifierKind::Inotify), "{text}");
 }
+
+/// Whoever registers a region and the guard's own thread put files back behind regions, of the same
+/// file perhaps: one at a time.
+#[test]
+fn regions_come_while_others_of_their_file_come_back() {
+    let b = Bench::new(Policy::FOLLOW);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            let mut moves = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                b.file.set_len(LEN / 2).unwrap();
+                b.file.set_len(LEN).unwrap();
+                moves += 1;
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            moves
+        });
+        let register = || {
+            for _ in 0..40 {
+                let memory = Memory::open(&Source::file(&b.path), 1, Populate::No).unwrap();
+                match b.pd.register_guarded(memory, Access::ALL, &b.guard, Policy::FOLLOW) {
+                    Ok(region) => drop(region),
+                    Err(error) => {
+                        let error = error.to_string();
+                        assert!(error.contains("changes without pause"), "{error}");
+                    }
+                }
+            }
+        };
+        let threads = [scope.spawn(register), scope.spawn(register)];
+        let results = threads.map(|thread| thread.join());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(mover.join().unwrap() > 0);
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+}

@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use holdfast_dax::notify::{Cause, Notice, NotifierKind, Probe, Subject};
@@ -33,6 +33,7 @@ use super::held::HeldPin;
 use super::policy::Reaction;
 use super::region::GuardedRegion;
 use super::stream::Publisher;
+use crate::lock::lock;
 
 /// A file with regions.
 #[derive(Debug)]
@@ -43,8 +44,8 @@ pub struct GuardedFile {
     pub fd: Option<OwnedFd>,
     pub path: Option<PathBuf>,
     state: Mutex<State>,
-    /// Nobody restores anything any more.
-    rested: Condvar,
+    /// Who restores something has it, one at a time, or who needs that nobody does.
+    turn: Mutex<()>,
 }
 
 /// What guards a file's state.
@@ -57,8 +58,6 @@ pub struct State {
     pub why: Why,
     /// Counts the breaks, so that a restore can tell that there was another.
     pub epoch: u64,
-    /// Threads that restore something right now, and may hold a region.
-    restoring: usize,
     /// When the pin was taken: what was noticed before is settled.
     pub held_since: Instant,
     /// Its pin was seen to be disturbed, and no notifier has said why yet.
@@ -135,20 +134,17 @@ impl GuardedFile {
             regions: Vec::new(),
             why: Why::unknown(NotifierKind::GuardPage),
             epoch: 0,
-            restoring: 0,
             held_since: Instant::now(),
             suspected: false,
             forgotten: false,
             let_go: None,
             announced: None,
         };
-        Self { subject, fd, path, state: Mutex::new(state), rested: Condvar::new() }
+        Self { subject, fd, path, state: Mutex::new(state), turn: Mutex::new(()) }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is changed in single steps, each of which is safe, so a panic elsewhere leaves
-        // it so.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The state, unless somebody else has it.
@@ -160,28 +156,15 @@ impl GuardedFile {
         }
     }
 
-    /// The state once nobody restores anything, and so holds a region. Blocks until then.
-    pub fn lock_at_rest(&self) -> MutexGuard<'_, State> {
-        let restoring = |state: &mut State| state.restoring > 0;
-        let rested = self.rested.wait_while(self.lock(), restoring);
-        rested.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The counterpart of [`State::begin_restoring`].
-    pub fn end_restoring(&self) {
-        self.lock().restoring -= 1;
-        self.rested.notify_all();
+    /// The turn to put regions back on the file, or to keep others from it: who has it may hold
+    /// regions. Blocks while another thread has it, which may wait for the file system. To be taken
+    /// before the state; the guard never takes it.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.turn)
     }
 }
 
 impl State {
-    /// A thread is about to restore something, until [`GuardedFile::end_restoring`]; the breaks so
-    /// far.
-    pub fn begin_restoring(&mut self) -> u64 {
-        self.restoring += 1;
-        self.epoch
-    }
-
     /// Whether an operation waits for the pin, by the pin's own sign.
     pub fn is_disturbed(&self) -> bool {
         self.pin.as_ref().is_some_and(|pin| pin.disturbed().unwrap_or(true))
@@ -317,6 +300,9 @@ impl State {
             let len = region.whole().len();
             let named = Part::of_file(&file_range, region.file_offset(), len);
             let Some(part) = named.and_then(|named| region.chunks_around(named)) else { continue };
+            if region.is_given_up(part) {
+                continue;
+            }
             if region.policy.reaction == Reaction::Revoke {
                 region.revoke();
             }

@@ -94,15 +94,14 @@ fn pause(tries: u32) -> Duration {
 
 /// Restores what can be restored of a file's regions that want it; says whether that is settled.
 fn attempt(shared: &Shared, file: &GuardedFile) -> bool {
+    let _turn = file.turn();
     let (regions, epoch) = {
-        let mut state = file.lock();
+        let state = file.lock();
         let wants = state.regions.iter().filter(|region| region.wants_to_follow());
         let regions: Vec<Arc<GuardedRegion>> = wants.map(Arc::clone).collect();
-        (regions, state.begin_restoring())
+        (regions, state.epoch)
     };
     let done = settle(shared, file, &regions, epoch, Tell::Everybody);
-    drop(regions);
-    file.end_restoring();
     done.unwrap_or_else(|error| {
         tracing::debug!(file = %file.subject, %error, "a file is not held yet");
         false
@@ -135,9 +134,10 @@ pub fn bring_in(shared: &Shared, file: &GuardedFile, region: &Arc<GuardedRegion>
                 region.memory.populate(gap.start, gap.len())?;
             }
         }
-        let epoch = file.lock().begin_restoring();
+        let turn = file.turn();
+        let epoch = file.lock().epoch;
         let done = settle(shared, file, std::slice::from_ref(region), epoch, Tell::Nobody);
-        file.end_restoring();
+        drop(turn);
         match done {
             Ok(true) => {
                 // Under the lock, so that no break comes between: from here on it is told of.

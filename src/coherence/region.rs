@@ -210,12 +210,16 @@ impl GuardedRegion {
 
     /// Remembers that a part will not come back by itself; says whether that is news.
     pub fn lose(&self, part: Part) -> bool {
-        let mut lost = lock(&self.lost);
-        let known = lost.iter().any(|known| known.start <= part.start && part.end <= known.end);
+        let known = self.has_lost(part);
         if !known {
-            lost.push(part);
+            lock(&self.lost).push(part);
         }
         !known
+    }
+
+    fn has_lost(&self, part: Part) -> bool {
+        let lost = lock(&self.lost);
+        lost.iter().any(|known| known.start <= part.start && part.end <= known.end)
     }
 
     /// Whether its policy asks for what stands on scrap to be put back on the file, and something
@@ -229,6 +233,11 @@ impl GuardedRegion {
     /// Its mapping in this process, or what its file stands on, is gone: nothing brings it back.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was told of all of a part already.
+    pub fn is_given_up(&self, part: Part) -> bool {
+        self.given_up.load(Ordering::Relaxed) && self.has_lost(part)
     }
 
     /// What is to be taken away for `part`, whole chunks; nothing of a region that was unmapped.

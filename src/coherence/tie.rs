@@ -21,7 +21,8 @@ impl Tie {
     /// Takes the region out of the device's address space, and the pin away if nobody else needs
     /// it. When this returns `Ok`, no access reaches the memory. On an error the pin stays.
     pub fn take_down(&self) -> Result<()> {
-        let mut state = self.file.lock_at_rest();
+        let _turn = self.file.turn();
+        let mut state = self.file.lock();
         self.region.unmap()?;
         self.leave(&mut state);
         Ok(())
@@ -29,7 +30,8 @@ impl Tie {
 
     /// [`Tie::take_down`] of a region that the device's process has let go of.
     pub fn leave_unmapped(&self) {
-        let mut state = self.file.lock_at_rest();
+        let _turn = self.file.turn();
+        let mut state = self.file.lock();
         self.leave(&mut state);
     }
 

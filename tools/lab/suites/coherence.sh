@@ -75,6 +75,10 @@ if [ -z "$misses" ]; then
     lab-storm kill --dir $mnt --device $near --peer $far --times $kills --size $size \
         --within 5000 --numbers $numbers/kills.json || failed=1
 fi
+if [ "$SUITE" = coherence ] && [ -z "$misses" ]; then
+    lab-storm causes --dir $mnt --device $near --disk /var/tmp || failed=1
+    check "$fs is made and mounted again after its shutdown" make_fs
+fi
 # Last, because it spoils what is there.
 check "$fs is made and mounted anew" make_fs
 run unguarded --seconds $short --guard off

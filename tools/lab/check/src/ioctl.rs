@@ -27,6 +27,8 @@ const XFS_IOC_SWAPEXT: u32 = 0xc0c0_586d;
 const XFS_IOC_EXCHANGE_RANGE: u32 = 0x4028_5881;
 const EXT4_IOC_MOVE_EXT: u32 = 0xc028_660f;
 const EXT4_IOC_SWAP_BOOT: u32 = 0x6611;
+/// XFS_IOC_GOINGDOWN as well.
+const EXT4_IOC_SHUTDOWN: u32 = 0x8004_587d;
 const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
 const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 const FS_XFLAG_DAX: u32 = 0x8000;
@@ -188,6 +190,12 @@ struct ReservedBlocks {
 /// Sets how many blocks xfs keeps for itself when it is full; the file is any on it.
 pub fn reserve_blocks(file: &File, count: u64) -> Result<(), Errno> {
     call(file, XFS_IOC_SET_RESBLKS, &mut ReservedBlocks { wanted: count, available: 0 })
+}
+
+/// Shuts a file system down (ext4 or xfs), with its log written out first; the file is any on it.
+pub fn shut_down(file: &File) -> Result<(), Errno> {
+    // The same number for all three ways.
+    call(file, EXT4_IOC_SHUTDOWN, &mut 0_u32)
 }
 
 /// `copy_file_range`, which shares blocks where the file system can.

@@ -7,6 +7,7 @@
 //! Without a guard, the same storm corrupts.
 
 mod canary;
+mod causes;
 mod choice;
 mod driver;
 mod ends;
@@ -49,6 +50,18 @@ enum Verb {
     Run(RunOptions),
     /// A driver that is killed at any instant, over and over, while a peer writes its region
     Kill(KillOptions),
+    /// What can happen to memory besides, one thing at a time, with the events that each must bring
+    Causes {
+        /// The NIC that has the regions
+        #[arg(long)]
+        device: DeviceAddress,
+        /// Folder on a DAX mount; its file system is shut down in the end
+        #[arg(long)]
+        dir: PathBuf,
+        /// Folder on another file system that has a disk
+        #[arg(long)]
+        disk: PathBuf,
+    },
     /// A driver with a region, to be killed (started by the others)
     #[command(hide = true)]
     Drive {
@@ -172,6 +185,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Run(options) => run(&options),
         Verb::Kill(options) => kill(&options),
+        Verb::Causes { device, dir, disk } => causes::run(&device, &dir, &disk),
         Verb::Drive { device, file, size, no_keeper } => {
             driver::serve(&device, &file, size, !no_keeper).map(|()| true)
         }

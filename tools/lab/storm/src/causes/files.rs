@@ -1,0 +1,135 @@
+//! What happens to the files under regions: to those whose pages the kernel keeps, and to DAX files
+//! what the storm leaves out.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use holdfast::Source;
+use holdfast::coherence::{EventKind, Part};
+use holdfast_lab_check::{Report, ioctl};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::scene::{CHUNK, LEN, Scene, Stage};
+
+/// The part that something happens to.
+const PART: Part = Part { start: CHUNK, end: 2 * CHUNK };
+/// What is behind it, and it.
+const TAIL: Part = Part { start: CHUNK, end: LEN };
+const WHOLE: Part = Part { start: 0, end: LEN };
+const BROKEN_AND_BACK: &[EventKind] = &[EventKind::Broken, EventKind::Restored];
+const BROKEN_AND_LOST: &[EventKind] = &[EventKind::Broken, EventKind::Lost];
+
+/// One check for each thing; the last shuts the DAX file system down.
+pub fn run(scene: &Scene, report: &mut Report, dax: &Path, disk: &Path) -> Result<()> {
+    let tmpfs = Path::new("/dev/shm");
+    report.check("a file on tmpfs, cut and grown again: lost, and back", || cut(scene, tmpfs));
+    report.check("a file on tmpfs, a hole: told, and back", || punched(scene, tmpfs));
+    report.check("a file in the page cache: refused for writing, or told of like tmpfs", || {
+        match cut(scene, disk) {
+            // Since Linux 6.5 no device may write pages of files that are written back.
+            Err(error) if format!("{error:#}").contains("refused since Linux 6.5") => Ok(()),
+            other => other,
+        }
+    });
+    let ext4 = fs_type(dax)? == "ext2/ext3";
+    report.check("a DAX file that loses its name: nothing is told, and writes arrive", || {
+        let (file, mut stage) = on(scene, dax)?;
+        fs::rename(dax.join("other"), dax.join("region")).or_else(|_| rename_over(dax))?;
+        fs::remove_file(dax.join("region"))?;
+        stage.nothing_told()?;
+        arrives(&mut stage, &file)
+    });
+    if ext4 {
+        report.check("EXT4_IOC_SWAP_BOOT, which passes pins: told, and lost", || {
+            let (file, mut stage) = on(scene, dax)?;
+            ioctl::swap_boot(&file).context("EXT4_IOC_SWAP_BOOT")?;
+            // The boot loader's inode had no blocks.
+            stage.told(BROKEN_AND_LOST, "swap-boot", WHOLE)?;
+            stage.write(PART.start).map(drop)
+        });
+    } else {
+        report.check("XFS_IOC_SWAPEXT, which passes pins: told, and back", || {
+            let (file, mut stage) = on(scene, dax)?;
+            let other = create(&dax.join("other"))?;
+            ioctl::swap_extents(&file, &other).context("XFS_IOC_SWAPEXT")?;
+            stage.told(BROKEN_AND_BACK, "swap-extents", WHOLE)?;
+            arrives(&mut stage, &file)
+        });
+    }
+    report.check("a file system that is shut down: told, and lost for good", || {
+        let (_file, mut stage) = on(scene, dax)?;
+        ioctl::shut_down(&File::open(dax)?).context("shutting it down")?;
+        stage.told(BROKEN_AND_LOST, "shutdown", WHOLE)?;
+        stage.write(PART.start)?;
+        stage.nothing_told()
+    });
+    Ok(())
+}
+
+fn fs_type(folder: &Path) -> Result<String> {
+    let out = std::process::Command::new("stat").args(["-f", "-c", "%T"]).arg(folder).output()?;
+    ensure!(out.status.success(), "stat -f {} failed", folder.display());
+    Ok(String::from_utf8(out.stdout)?.trim().to_owned())
+}
+
+fn create(path: &Path) -> Result<File> {
+    let _ = fs::remove_file(path);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    grow(&file)?;
+    Ok(file)
+}
+
+fn grow(file: &File) -> Result<()> {
+    fallocate(file.as_fd(), FallocateFlags::empty(), 0, LEN as i64).context("fallocate")
+}
+
+fn rename_over(folder: &Path) -> std::io::Result<()> {
+    fs::write(folder.join("other"), "")?;
+    fs::rename(folder.join("other"), folder.join("region"))
+}
+
+/// A file of the folder, and a region on it.
+fn on(scene: &Scene, folder: &Path) -> Result<(File, Stage)> {
+    let path: PathBuf = folder.join("region");
+    let file = create(&path)?;
+    let mut stage = scene.region(&Source::file(&path))?;
+    arrives(&mut stage, &file)?;
+    Ok((file, stage))
+}
+
+/// What the device writes is in the file.
+fn arrives(stage: &mut Stage, file: &File) -> Result<()> {
+    let written = stage.write(PART.start)?;
+    let mut word = [0; 8];
+    file.read_exact_at(&mut word, PART.start)?;
+    let found = u64::from_ne_bytes(word);
+    ensure!(found == written, "the device wrote {written:#x}, and the file has {found:#x}");
+    Ok(())
+}
+
+fn cut(scene: &Scene, folder: &Path) -> Result<()> {
+    let (file, mut stage) = on(scene, folder)?;
+    file.set_len(CHUNK)?;
+    stage.told(BROKEN_AND_LOST, "truncate", TAIL)?;
+    stage.write(PART.start)?;
+    ensure!(file.metadata()?.len() == CHUNK, "a write of the device's made the file grow");
+    grow(&file)?;
+    stage.told(&[EventKind::Restored], "grow", TAIL)?;
+    arrives(&mut stage, &file)
+}
+
+fn punched(scene: &Scene, folder: &Path) -> Result<()> {
+    let (file, mut stage) = on(scene, folder)?;
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match fallocate(file.as_fd(), punch, PART.start as i64, PART.len() as i64) {
+        Ok(()) => {}
+        Err(errno @ Errno::EOPNOTSUPP) => bail!("no holes on {}: {errno}", folder.display()),
+        Err(errno) => return Err(errno).context("fallocate"),
+    }
+    stage.told(BROKEN_AND_BACK, "punch-hole", PART)?;
+    arrives(&mut stage, &file)
+}

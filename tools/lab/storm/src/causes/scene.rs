@@ -1,0 +1,120 @@
+//! A device with a queue pair connected to itself, a guard, and a guarded region at a time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use holdfast::coherence::{Event, EventKind, Events, Guard, GuardOptions, Part, Policy};
+use holdfast::{
+    Access, Completion, Device, DeviceAddress, Memory, MemoryRegion, Populate, QueuePair, Remote,
+    SendFlags, Source,
+};
+
+use crate::peer::Side;
+
+/// How long an event, or a request, may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nothing may be told before it is believed.
+const SILENCE: Duration = Duration::from_millis(500);
+/// The unit in which memory is taken away.
+pub const CHUNK: u64 = 2 << 20;
+/// Bytes of each region: four chunks.
+pub const LEN: u64 = 4 * CHUNK;
+
+/// Where it all happens.
+pub struct Scene {
+    side: Side,
+    pub guard: Guard,
+}
+
+impl Scene {
+    /// Opens the device and starts a guard with all notifiers that disturb nobody.
+    pub fn open(device: &DeviceAddress) -> Result<Self> {
+        let device = Device::open(device).with_context(|| format!("opening {device}"))?;
+        let guard = Guard::start(GuardOptions::default())?;
+        Ok(Self { side: Side::new(&device)?, guard })
+    }
+
+    /// A guarded region on `source`, and events from now on.
+    pub fn region(&self, source: &Source) -> Result<Stage> {
+        let memory = Memory::open(source, LEN as usize, Populate::Yes)?;
+        ensure!(memory.len() as u64 == LEN, "{source} has {} bytes", memory.len());
+        let address = memory.as_ptr().as_ptr();
+        let events = self.guard.events()?;
+        let region =
+            self.side.pd.register_guarded(memory, Access::ALL, &self.guard, Policy::FOLLOW)?;
+        let source = Memory::open(&Source::Memfd, 4096, Populate::Yes)?;
+        let source = self.side.pd.register(source, Access::LOCAL_READ)?;
+        let (mut qp, cq) = self.side.queue_pair()?;
+        let (mut peer, peer_cq) = self.side.queue_pair()?;
+        QueuePair::connect_pair(&mut qp, &mut peer)?;
+        Ok(Stage { region, address, events, source, qp, cq, _peer: (peer, peer_cq), words: 0 })
+    }
+}
+
+/// A region, and who writes it through the device.
+pub struct Stage {
+    region: MemoryRegion,
+    /// Where this process has it.
+    pub address: *mut u8,
+    events: Events,
+    source: MemoryRegion,
+    qp: QueuePair,
+    cq: holdfast::CompletionQueue,
+    _peer: (QueuePair, holdfast::CompletionQueue),
+    words: u64,
+}
+
+impl Stage {
+    /// The device writes a new word to an offset of the region, which must succeed.
+    pub fn write(&mut self, offset: u64) -> Result<u64> {
+        self.words += 1;
+        let word = 0x5eed_0000 + self.words;
+        self.source.memory().write_at(0, &word.to_ne_bytes())?;
+        let remote = Remote { addr: self.region.remote().addr + offset, rkey: self.region.rkey() };
+        let local = [self.source.slice(0, 8)?];
+        self.qp.write(1, &local, remote, SendFlags::SIGNALED)?;
+        self.qp.ring_sends();
+        let mut done = [Completion::default()];
+        let start = Instant::now();
+        while self.cq.poll(&mut done)? == 0 {
+            ensure!(start.elapsed() < PATIENCE, "a write to {offset:#x} never completed");
+            std::thread::yield_now();
+        }
+        ensure!(done[0].is_success(), "a write to {offset:#x}: {:?}", done[0].status);
+        Ok(word)
+    }
+
+    /// The next events are of these kinds and in this order, each about `part` and of the cause;
+    /// announcements and merged parts may come between.
+    pub fn told(&self, kinds: &[EventKind], cause: &str, part: Part) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        let mut before: Vec<Event> = Vec::new();
+        for kind in kinds {
+            let event = loop {
+                let left = until.saturating_duration_since(Instant::now());
+                let Some(event) = self.events.next_within(left) else {
+                    bail!("'{kind}' by {cause} was not told, but {before:?}");
+                };
+                before.push(event);
+                if event.kind == *kind {
+                    break event;
+                }
+                ensure!(event.kind == EventKind::Breaking, "no '{kind}' but {event:?}");
+            };
+            let inside = event.part.start <= part.start && part.end <= event.part.end;
+            ensure!(inside, "'{kind}' was told of {}, not of {part}", event.part);
+            let name = event.cause.name();
+            let known = name == cause || *kind == EventKind::Restored;
+            ensure!(known, "'{kind}' was told by {name}, not {cause}");
+        }
+        Ok(())
+    }
+
+    /// Nothing breaks for a while.
+    pub fn nothing_told(&self) -> Result<()> {
+        match self.events.next_within(SILENCE) {
+            None => Ok(()),
+            Some(event) => bail!("nothing was taken away, and told was {event:?}"),
+        }
+    }
+}
