@@ -83,3 +83,22 @@ await_port() {
         sleep 0.2
     done
 }
+
+# make_dax FS MNT: makes a file system (ext4 or xfs) on the NVDIMM, whose blocks are aligned to
+# 2 MiB, and mounts it with dax=always, in the place of what was mounted there.
+make_dax() {
+    umount "$2" 2>/dev/null
+    case $1 in
+    ext4) mkfs.ext4 -q -F -b 4096 -m 0 -E stride=512,stripe_width=512 /dev/pmem0 ;;
+    xfs)
+        # Linux 6.1 mounts no xfs that can exchange ranges.
+        case $(uname -r) in 6.1.*) exchange=0 ;; *) exchange=1 ;; esac
+        mkfs.xfs -q -f -d su=2m,sw=1,agcount=2 -l size=64m -i exchange=$exchange /dev/pmem0
+        ;;
+    esac && mkdir -p "$2" && mount -o dax=always /dev/pmem0 "$2"
+}
+
+# fsdax FS: loads what an NVDIMM and the file system on it need, and makes it an fsdax namespace.
+fsdax() {
+    modprobe -a nfit nd_pmem "$1" && ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem
+}

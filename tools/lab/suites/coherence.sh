@@ -5,11 +5,11 @@ mnt=/mnt/dax
 near=0000:00:10.0
 far=0000:00:11.0
 numbers=/job/out/numbers
-mkdir -p $numbers $mnt
+mkdir -p $numbers
 
 case $SUITE in
 coherence-long) storm=600 short=60 kills=500 size=8 ;;
-*) storm=60 short=15 kills=8 size=4 ;;
+*) storm=60 short=12 kills=8 size=4 ;;
 esac
 case $ROW in
 *"misses fail") misses=--misses-fail ;;
@@ -21,17 +21,6 @@ xfs-6.1.*) sharing=--no-sharing ;;
 *) sharing= ;;
 esac
 
-make_fs() {
-    umount $mnt 2>/dev/null
-    case $fs in
-    ext4) mkfs.ext4 -q -F -b 4096 -m 0 -E stride=512,stripe_width=512 /dev/pmem0 ;;
-    xfs)
-        # Linux 6.1 mounts no xfs that can exchange ranges.
-        case $(uname -r) in 6.1.*) exchange=0 ;; *) exchange=1 ;; esac
-        mkfs.xfs -q -f -d su=2m,sw=1,agcount=2 -l size=64m -i exchange=$exchange /dev/pmem0
-        ;;
-    esac && mount -o dax=always /dev/pmem0 $mnt
-}
 run() { # run NAME ARGUMENT...: a storm, whose figures are kept under the name
     figures=$1
     shift
@@ -58,12 +47,10 @@ held_up() { # held_up MILLISECONDS: how long a policy of so long makes a truncat
     [ $ended = 0 ] && [ $waited -ge "$1" ] && [ $waited -lt 10000 ]
 }
 
-modprobe nfit
-modprobe nd_pmem
-modprobe $fs
-check "the NVDIMM becomes an fsdax namespace" ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem
+check "the NVDIMM becomes an fsdax namespace" fsdax $fs
 check "both NICs are bound to vfio-pci" bind_vfio $near $far
-check "$fs is made and mounted with dax=always" make_fs
+check "$fs is made and mounted with dax=always" make_dax $fs $mnt
+mount -t tracefs nodev /sys/kernel/tracing 2>/dev/null
 # Scrap of huge pages costs one mapping for each chunk.
 echo 32 >/proc/sys/vm/nr_hugepages
 
@@ -71,15 +58,11 @@ check "a region that wants 700 ms is given them" held_up 700
 run storm --seconds $storm --regions 3
 if [ -z "$misses" ]; then
     run guard_page --seconds $short --notifier guard-page
-    run delayed --seconds $short --delay-notices 1500
+    run delayed --seconds $short --delay-notices 1500 --stop-tracing
     lab-storm kill --dir $mnt --device $near --peer $far --times $kills --size $size \
         --within 5000 --numbers $numbers/kills.json || failed=1
 fi
-if [ "$SUITE" = coherence ] && [ -z "$misses" ]; then
-    lab-storm causes --dir $mnt --device $near --disk /var/tmp || failed=1
-    check "$fs is made and mounted again after its shutdown" make_fs
-fi
 # Last, because it spoils what is there.
-check "$fs is made and mounted anew" make_fs
+check "$fs is made and mounted anew" make_dax $fs $mnt
 run unguarded --seconds $short --guard off
 [ $failed = 0 ]

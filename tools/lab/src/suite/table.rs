@@ -108,6 +108,7 @@ const TABLES: &[Entry] = &[
     ("domain", include_str!("../../suites/domain.toml"), include_str!("../../suites/domain.sh")),
     ("dax", include_str!("../../suites/dax.toml"), include_str!("../../suites/dax.sh")),
     ("keeper", include_str!("../../suites/keeper.toml"), include_str!("../../suites/keeper.sh")),
+    ("causes", include_str!("../../suites/causes.toml"), include_str!("../../suites/causes.sh")),
     (
         "coherence",
         include_str!("../../suites/coherence.toml"),

@@ -119,6 +119,10 @@ struct RunOptions {
     /// Stop the guard's process for as many milliseconds during some operations
     #[arg(long, value_name = "MS")]
     delay_notices: Option<u64>,
+    /// Half-way, switch off the tracing that the kprobe notifier listens to: it is dead, and nobody
+    /// says so (needs tracefs at /sys/kernel/tracing)
+    #[arg(long)]
+    stop_tracing: bool,
     /// Leave out what shares blocks (clones, deduplication, unsharing): Linux 6.1's xfs has bugs of
     /// its own there on DAX files, which end in a BUG of the kernel
     #[arg(long)]
@@ -244,6 +248,7 @@ fn run(options: &RunOptions) -> Result<bool> {
         guarded,
         notifiers: options.notifier.clone(),
         delay: options.delay_notices.map(Duration::from_millis),
+        stop_tracing: options.stop_tracing,
         regions: usize::from(options.regions),
         touch: options.touch,
         sharing: !options.no_sharing,

@@ -5,7 +5,7 @@
 //! canary is compared, and compared again before it is removed. In the end the file gets its size
 //! and blocks back, the region has to be whole again, and the books of the events are closed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -41,6 +41,8 @@ pub struct Plan {
     pub notifiers: Vec<NotifierKind>,
     /// Stop the guard's process for as long during some operations.
     pub delay: Option<Duration>,
+    /// Switch tracing off half-way.
+    pub stop_tracing: bool,
     /// Regions on the file.
     pub regions: usize,
     /// Do what shares blocks with other files, too.
@@ -120,7 +122,13 @@ impl Storm {
 
     fn steps(&mut self, start: Instant) -> Result<()> {
         self.arrives().context("before the storm")?;
+        let mut tracing = self.plan.stop_tracing;
         while start.elapsed() < self.plan.time {
+            if tracing && start.elapsed() > self.plan.time / 2 {
+                tracing = false;
+                self.causes = false;
+                stop_tracing()?;
+            }
             let number = self.figures.steps;
             self.step().with_context(|| format!("step {number}, seed {}", self.plan.seed))?;
             self.figures.steps += 1;
@@ -441,6 +449,21 @@ impl Storm {
 
 fn causes_of(operations: &[Operation]) -> Vec<&'static str> {
     operations.iter().flat_map(|operation| operation.kind.causes()).copied().collect()
+}
+
+/// Switches the kprobe notifier's tracing instances off.
+fn stop_tracing() -> Result<()> {
+    let instances = Path::new("/sys/kernel/tracing/instances");
+    let mut stopped = 0;
+    for instance in instances.read_dir().with_context(|| instances.display().to_string())? {
+        let instance = instance?;
+        if instance.file_name().to_string_lossy().starts_with("holdfast-") {
+            std::fs::write(instance.path().join("tracing_on"), "0")?;
+            stopped += 1;
+        }
+    }
+    ensure!(stopped > 0, "no tracing instance in {}", instances.display());
+    Ok(())
 }
 
 fn guard(notifiers: &[NotifierKind]) -> Result<Guard> {

@@ -29,7 +29,7 @@ pub fn run(scene: &Scene, report: &mut Report, dax: &Path, disk: &Path) -> Resul
     report.check("a file on tmpfs, cut and grown again: lost, and back", || cut(scene, tmpfs));
     report.check("a file on tmpfs, a hole: told, and back", || punched(scene, tmpfs));
     report.check("a file in the page cache: refused for writing, or told of like tmpfs", || {
-        match cut(scene, disk) {
+        match cut_on_disk(scene, disk) {
             // Since Linux 6.5 no device may write pages of files that are written back.
             Err(error) if format!("{error:#}").contains("refused since Linux 6.5") => Ok(()),
             other => other,
@@ -120,6 +120,16 @@ fn cut(scene: &Scene, folder: &Path) -> Result<()> {
     grow(&file)?;
     stage.told(&[EventKind::Restored], "grow", TAIL)?;
     arrives(&mut stage, &file)
+}
+
+/// On a disk, the file's size and its blocks go at two times, and each is told.
+fn cut_on_disk(scene: &Scene, folder: &Path) -> Result<()> {
+    let (file, mut stage) = on(scene, folder)?;
+    file.set_len(CHUNK)?;
+    stage.told_some_time(EventKind::Lost, TAIL)?;
+    stage.write(PART.start)?;
+    grow(&file)?;
+    stage.told_some_time(EventKind::Restored, TAIL)
 }
 
 fn punched(scene: &Scene, folder: &Path) -> Result<()> {

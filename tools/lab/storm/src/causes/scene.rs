@@ -110,6 +110,20 @@ impl Stage {
         Ok(())
     }
 
+    /// An event of this kind is about `part`, whatever else is told before.
+    pub fn told_some_time(&self, kind: EventKind, part: Part) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let Some(event) = self.events.next_within(left) else {
+                bail!("'{kind}' was not told of {part}");
+            };
+            if event.kind == kind && event.part.start <= part.start && part.end <= event.part.end {
+                return Ok(());
+            }
+        }
+    }
+
     /// Nothing breaks for a while.
     pub fn nothing_told(&self) -> Result<()> {
         match self.events.next_within(SILENCE) {
