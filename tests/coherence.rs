@@ -322,3 +322,17 @@ fn regions_come_while_others_of_their_file_come_back() {
         results.into_iter().for_each(|result| result.unwrap());
     });
 }
+
+/// A notifier that looks afterwards may see the size that it knew: cut, grown and restored, and cut
+/// again before it has looked.
+#[test]
+fn a_file_that_is_cut_as_soon_as_it_is_back_is_told_of_each_time() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let b = Bench::told_by(&[NotifierKind::Inotify], folder, Policy::FOLLOW);
+    for _ in 0..400 {
+        b.file.set_len(3 * CHUNK).unwrap();
+        assert_eq!(b.expect(EventKind::Broken).part.end, LEN);
+        b.file.set_len(LEN).unwrap();
+        while b.expect(EventKind::Restored).part.end < LEN {}
+    }
+}

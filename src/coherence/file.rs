@@ -291,6 +291,14 @@ impl State {
         self.let_go = None;
     }
 
+    /// Where the file ends, if a region stands on it beyond that. One `fstat` for each region.
+    pub fn beyond_the_end(&self) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let end = region.file_end().ok()?;
+            region.is_on_file_from(end).then_some(region.file_offset() + end)
+        })
+    }
+
     /// For regions that nothing needs to pin: takes away what a notice names.
     pub fn lose(&mut self, why: Why, publisher: &Publisher) {
         self.epoch += 1;

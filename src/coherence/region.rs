@@ -190,6 +190,14 @@ impl GuardedRegion {
         Some(Part { start: first.range.start() - start, end: last.range.end() - start })
     }
 
+    /// Whether anything of it from an offset on stands on its file.
+    pub fn is_on_file_from(&self, offset: u64) -> bool {
+        let Some(tail) = self.sub_range(Part { start: offset, ..self.whole() }) else {
+            return false;
+        };
+        self.space.chunks(tail).iter().any(|chunk| chunk.behind == Behind::Memory)
+    }
+
     /// The parts that stand on scrap or on nothing, whole chunks.
     pub fn off_file(&self) -> Vec<Part> {
         let Some(range) = self.sub_range(self.whole()) else { return Vec::new() };

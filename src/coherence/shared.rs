@@ -360,8 +360,15 @@ impl Shared {
         why: Why,
     ) -> Handled {
         match why.cause {
-            // No page goes; but what was lost beyond the end may be there again.
-            cause if cause.only_adds() => state.epoch += 1,
+            // No page goes; but what was lost beyond the end may be there again. Or it was there, and
+            // went before anybody had looked, who then saw a file of the size that it had before.
+            cause if cause.only_adds() => match state.beyond_the_end() {
+                None => state.epoch += 1,
+                Some(end) => {
+                    let cause = Cause::Truncate { size: end };
+                    state.lose(Why { cause, range: Some(end..u64::MAX), ..why }, &self.publisher);
+                }
+            },
             // Nor here. (The pages that a device reaches stay with the parent of a fork.)
             Cause::Unlink
             | Cause::Rename
