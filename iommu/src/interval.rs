@@ -82,8 +82,14 @@ impl<V> IntervalMap<V> {
 
     /// The entries that make up `range` with neither gap nor overhang, in order; at least one.
     pub fn tiles(&self, range: IovaRange) -> Result<Vec<IovaRange>, NotTiled> {
-        let mut at = range.start();
         let mut tiles = Vec::new();
+        self.list_tiles(range, &mut tiles)?;
+        Ok(tiles)
+    }
+
+    /// [`IntervalMap::tiles`] at the end of a list.
+    pub fn list_tiles(&self, range: IovaRange, tiles: &mut Vec<IovaRange>) -> Result<(), NotTiled> {
+        let mut at = range.start();
         for (found, _) in self.overlapping(range) {
             if !range.covers(&found) {
                 return Err(NotTiled::Bisects(found));
@@ -94,6 +100,6 @@ impl<V> IntervalMap<V> {
             at = found.end();
             tiles.push(found);
         }
-        if at == range.end() { Ok(tiles) } else { Err(NotTiled::Gap(at)) }
+        if at == range.end() { Ok(()) } else { Err(NotTiled::Gap(at)) }
     }
 }

@@ -38,15 +38,16 @@ pub struct Target<'a> {
 /// [`Error::RetargetIncomplete`] when some chunk may still reach its memory: everything else was
 /// taken away and covered. [`Error::NotMapped`], [`Error::Bisects`] and [`Error::ForeignScrap`] of
 /// any target; all others were taken away and covered.
-pub fn retarget_all(
-    targets: &[Target<'_>],
+pub fn retarget_all<'a>(
+    targets: impl IntoIterator<Item = Target<'a>, IntoIter: Clone>,
     order: Order,
     on_fence: impl FnOnce(Duration),
 ) -> Result<Retargeted> {
     let start = Instant::now();
     let mut done = Retargeted::default();
     let mut failed = None;
-    for target in targets {
+    let targets = targets.into_iter();
+    for target in targets.clone() {
         let result = match order {
             Order::ChunkByChunk => target.space.retarget(target.range, target.scrap),
             Order::FenceFirst => target.fence(),

@@ -33,7 +33,7 @@ impl AddressSpace {
         let owner = self.next_owner();
         for tile in range.steps(granule) {
             let chunk = Chunk { owner, prot, tenant: None, on: On::Nothing(Instant::now()) };
-            if let Err(existing) = state.chunks.insert(tile, chunk) {
+            if let Err(existing) = state.add(tile, chunk) {
                 return Err(Error::Overlap { range, existing });
             }
         }

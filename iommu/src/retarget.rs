@@ -87,11 +87,12 @@ impl AddressSpace {
     pub fn retarget(&self, range: IovaRange, scrap: &Scrap) -> Result<Retargeted> {
         let start = Instant::now();
         let mut state = self.lock();
-        let tiles = self.tiles_for(&state, range, scrap)?;
+        self.check_scrap(&state, range, scrap)?;
+        let tiles = state.take_tiles(range)?;
         state.permits.revoke(range);
         let mut done = Retargeted::default();
         let mut failed = Failed::default();
-        for tile in tiles {
+        for &tile in &tiles {
             match self.chunk_to_scrap(&mut state, tile, scrap) {
                 Ok(None) => {}
                 Ok(Some(replaced)) => {
@@ -107,6 +108,7 @@ impl AddressSpace {
                 Err(ReplaceError::StillMapped(error)) => failed.add(tile, error),
             }
         }
+        state.put_away(tiles);
         done.total = start.elapsed();
         done.fenced = done.total;
         failed.or(range, done)
@@ -125,25 +127,21 @@ impl AddressSpace {
     pub fn fence(&self, range: IovaRange) -> Result<Fenced> {
         let start = Instant::now();
         let mut state = self.lock();
-        let mut tiles = state.tiles(range)?;
+        let mut tiles = state.take_tiles(range)?;
         state.permits.revoke(range);
         tiles.retain(|tile| state.is_on_memory(*tile));
         let mut done = Fenced::default();
         let mut failed = Failed::default();
-        for run in self.runs(&state, &tiles) {
-            for (tile, result) in self.unmap_run(&state, run) {
-                match result {
-                    Ok(found) => {
-                        // The hole opened somewhere inside the call: counting from its start
-                        // overstates it.
-                        state.set(tile, On::Nothing(start));
-                        done.chunks += 1;
-                        done.vanished += usize::from(found == Unmapped::Nothing);
-                    }
-                    Err(error) => failed.add(tile, error),
-                }
+        self.unmap_runs(&mut state, &tiles, |state, tile, result| match result {
+            Ok(found) => {
+                // The hole opened somewhere inside the call: counting from its start overstates it.
+                state.set(tile, On::Nothing(start));
+                done.chunks += 1;
+                done.vanished += usize::from(found == Unmapped::Nothing);
             }
-        }
+            Err(error) => failed.add(tile, error),
+        });
+        state.put_away(tiles);
         done.total = start.elapsed();
         failed.or(range, done)
     }
@@ -158,19 +156,16 @@ impl AddressSpace {
     /// [`Error::ForeignScrap`], and nothing done.
     pub fn cover(&self, range: IovaRange, scrap: &Scrap) -> Result<Covered> {
         let start = Instant::now();
-        let tiles = {
-            let state = self.lock();
-            let tiles: Vec<_> = state.chunks.overlapping(range).map(|(tile, _)| tile).collect();
-            self.check_scrap(&state, &tiles, scrap)?;
-            tiles
-        };
+        self.check_scrap(&self.lock(), range, scrap)?;
         let mut done = Covered::default();
-        for tile in tiles.into_iter().filter(|tile| range.covers(tile)) {
+        let mut rest = Some(range);
+        while let Some(at) = rest {
             let mut state = self.lock();
-            let Some((found, chunk)) = state.chunks.get(tile.start()) else { continue };
+            // Looked up anew each time: another thread may have given the addresses away.
+            let Some((tile, chunk)) = state.chunks.overlapping(at).next() else { break };
+            rest = IovaRange::between(tile.end(), range.end());
             let (On::Nothing(since), prot) = (&chunk.on, chunk.prot) else { continue };
-            // Another thread may have given the addresses to somebody else meanwhile.
-            if found != tile || chunk.tenant != scrap.tenant() {
+            if !range.covers(&tile) || chunk.tenant != scrap.tenant() {
                 continue;
             }
             let since = *since;
@@ -189,24 +184,12 @@ impl AddressSpace {
         Ok(done)
     }
 
-    /// The chunks of `range`, if `scrap` may stand behind each.
-    pub(crate) fn tiles_for(
-        &self,
-        state: &State,
-        range: IovaRange,
-        scrap: &Scrap,
-    ) -> Result<Vec<IovaRange>> {
-        let tiles = state.tiles(range)?;
-        self.check_scrap(state, &tiles, scrap)?;
-        Ok(tiles)
-    }
-
-    fn check_scrap(&self, state: &State, tiles: &[IovaRange], scrap: &Scrap) -> Result<()> {
-        if scrap.space == self.id {
-            state.check_scrap(tiles, scrap)
-        } else {
-            Err(Error::ForeignScrap)
-        }
+    /// Whether `scrap` may stand behind every chunk that shares an address with `range`.
+    pub(crate) fn check_scrap(&self, state: &State, range: IovaRange, scrap: &Scrap) -> Result<()> {
+        let mut chunks = state.chunks.overlapping(range);
+        let fits =
+            scrap.space == self.id && chunks.all(|(_, chunk)| chunk.tenant == scrap.tenant());
+        if fits { Ok(()) } else { Err(Error::ForeignScrap) }
     }
 
     /// `None` when the chunk stands on scrap already.

@@ -82,7 +82,8 @@ impl AddressSpace {
             if permit.has_ended() {
                 return Err(Error::Superseded { range });
             }
-            let old = self.tiles_for(&state, range, scrap)?;
+            let old = state.tiles(range)?;
+            self.check_scrap(&state, range, scrap)?;
             state.check_replaceable(&old)?;
             old
         };
@@ -135,14 +136,10 @@ impl AddressSpace {
         // Scrap that nobody uses any more is zeroed, which must not happen in the window.
         let mut kept = Vec::with_capacity(old.len());
         let mut stuck = None;
-        for run in self.runs(&state, &old) {
-            for (tile, result) in self.unmap_run(&state, run) {
-                match result {
-                    Ok(_) => kept.extend(state.set(tile, On::Nothing(start))),
-                    Err(error) => stuck = stuck.or(Some(error)),
-                }
-            }
-        }
+        self.unmap_runs(&mut state, &old, |state, tile, result| match result {
+            Ok(_) => kept.extend(state.set(tile, On::Nothing(start))),
+            Err(error) => stuck = stuck.take().or(Some(error)),
+        });
         if let Some(error) = stuck {
             // The chunk that could not be unmapped stands on scrap still: back to where we were.
             self.fill_holes(&mut state, &old, scrap, &mut Retiled::default());
@@ -166,7 +163,7 @@ impl AddressSpace {
             }
             let on_memory = matches!(on, On::Memory);
             let chunk = Chunk { owner, prot, tenant, on };
-            if let Err(existing) = state.chunks.insert(tile.range, chunk) {
+            if let Err(existing) = state.add(tile.range, chunk) {
                 // Cannot be: the group is made of the very addresses that were just removed.
                 let error = Error::Overlap { range: tile.range, existing };
                 failed = failed.or(Some((tile.range, error)));

@@ -18,8 +18,8 @@ use crate::interval::{IntervalMap, NotTiled};
 use crate::iova::{IovaAllocator, MSI_WINDOW};
 use crate::permit::Permits;
 use crate::{
-    Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory, Tenant,
-    Unmapped,
+    Behind, Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory,
+    Tenant, Unmapped,
 };
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -42,6 +42,8 @@ pub(crate) struct State {
     /// Mappings that exist in the domain.
     pub(crate) mappings: u64,
     pub(crate) permits: Permits,
+    /// A list with room for all chunks, so that taking memory away need not allocate one.
+    list: Vec<IovaRange>,
 }
 
 impl AddressSpace {
@@ -73,6 +75,7 @@ impl AddressSpace {
             chunks: IntervalMap::new(),
             mappings: 0,
             permits: Permits::default(),
+            list: Vec::new(),
         };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Self { domain, limits, page, usable, id, state: Mutex::new(state) }))
@@ -211,6 +214,19 @@ impl AddressSpace {
         let tiles: Vec<_> =
             state.chunks.overlapping(range).filter(owned).map(|(tile, _)| tile).collect();
         self.unmap_tiles(&mut state, &tiles)
+    }
+
+    /// Whether any chunk that shares an address with `range` is one of those asked for.
+    pub fn any_chunk(&self, range: IovaRange, is_one: impl Fn(Behind) -> bool) -> bool {
+        self.lock().chunks.overlapping(range).any(|(_, chunk)| is_one(chunk.behind()))
+    }
+
+    /// The addresses from the first to the last of the chunks that share one with `range`.
+    pub fn chunks_around(&self, range: IovaRange) -> Option<IovaRange> {
+        let state = self.lock();
+        let mut chunks = state.chunks.overlapping(range).map(|(chunk, _)| chunk);
+        let first = chunks.next()?;
+        IovaRange::between(first.start(), chunks.last().unwrap_or(first).end())
     }
 
     /// The chunks that share an address with `range`, in order.
@@ -362,24 +378,47 @@ impl AddressSpace {
             state.permits.revoke(range);
         }
         let mut failed = None;
-        for run in self.runs(state, tiles) {
-            for (tile, result) in self.unmap_run(state, run) {
-                match result {
-                    Ok(_) => {
-                        if let Some(chunk) = state.chunks.remove(tile) {
-                            state.mappings -= chunk.mappings(tile.len());
-                        }
-                        state.free.release(tile);
-                    }
-                    Err(error) => failed = failed.or(Some(error)),
+        self.unmap_runs(state, tiles, |state, tile, result| match result {
+            Ok(_) => {
+                if let Some(chunk) = state.chunks.remove(tile) {
+                    state.mappings -= chunk.mappings(tile.len());
                 }
+                state.free.release(tile);
             }
-        }
+            Err(error) => failed = failed.take().or(Some(error)),
+        });
         failed.map_or(Ok(()), Err)
     }
 
-    /// Cuts a list of chunks into runs that one call to the domain can unmap.
-    pub(crate) fn runs<'t>(&self, state: &State, tiles: &'t [IovaRange]) -> Vec<&'t [IovaRange]> {
+    /// Takes everything away from behind chunks in the domain, not in the books, runs of them at
+    /// once where it can, and says of each how that went.
+    pub(crate) fn unmap_runs(
+        &self,
+        state: &mut State,
+        tiles: &[IovaRange],
+        mut each: impl FnMut(&mut State, IovaRange, Result<Unmapped>),
+    ) {
+        let mut rest = tiles;
+        while !rest.is_empty() {
+            let (run, after) = rest.split_at(self.run(state, rest));
+            rest = after;
+            if let [first, .., last] = run
+                && let Some(range) = IovaRange::between(first.start(), last.end())
+                && let Ok(Unmapped::All) = self.domain.unmap_exact(range)
+            {
+                run.iter().for_each(|tile| each(state, *tile, Ok(Unmapped::All)));
+                continue;
+            }
+            // One chunk, or an answer that leaves a question.
+            for tile in run {
+                let answer = self.unmap_chunk(state, *tile);
+                each(state, *tile, answer);
+            }
+        }
+    }
+
+    /// How many chunks at the start of a list one call to the domain can unmap.
+    fn run(&self, state: &State, tiles: &[IovaRange]) -> usize {
         let mapped = |tile: &IovaRange| {
             let chunk = state.chunks.get(tile.start());
             chunk.is_some_and(|(_, chunk)| !matches!(chunk.on, On::Nothing(_)))
@@ -387,23 +426,7 @@ impl AddressSpace {
         let joins = |a: &IovaRange, b: &IovaRange| {
             self.limits.unmap_spans && a.end() == b.start() && mapped(a) && mapped(b)
         };
-        tiles.chunk_by(joins).collect()
-    }
-
-    /// Takes everything away from behind a run of adjacent chunks in the domain, not in the books,
-    /// and says of each how that went. One call, unless the answer leaves a question.
-    pub(crate) fn unmap_run(
-        &self,
-        state: &State,
-        run: &[IovaRange],
-    ) -> Vec<(IovaRange, Result<Unmapped>)> {
-        if let [first, .., last] = run
-            && let Some(range) = IovaRange::between(first.start(), last.end())
-            && let Ok(Unmapped::All) = self.domain.unmap_exact(range)
-        {
-            return run.iter().map(|tile| (*tile, Ok(Unmapped::All))).collect();
-        }
-        run.iter().map(|tile| (*tile, self.unmap_chunk(state, *tile))).collect()
+        tiles.chunk_by(joins).next().map_or(0, <[_]>::len)
     }
 
     /// Takes everything away from behind one chunk in the domain, not in the books.
@@ -455,10 +478,32 @@ impl AddressSpace {
 impl State {
     /// The chunks that make up `range`.
     pub(crate) fn tiles(&self, range: IovaRange) -> Result<Vec<IovaRange>> {
-        self.chunks.tiles(range).map_err(|why| match why {
-            NotTiled::Gap(at) => Error::NotMapped { range, at },
-            NotTiled::Bisects(mapping) => Error::Bisects { range, mapping },
-        })
+        self.chunks.tiles(range).map_err(|why| why.of(range))
+    }
+
+    /// The same in the list that is kept for that: [`State::put_away`] afterwards.
+    pub(crate) fn take_tiles(&mut self, range: IovaRange) -> Result<Vec<IovaRange>> {
+        let mut list = std::mem::take(&mut self.list);
+        match self.chunks.list_tiles(range, &mut list) {
+            Ok(()) => Ok(list),
+            Err(why) => {
+                self.put_away(list);
+                Err(why.of(range))
+            }
+        }
+    }
+
+    /// The list that was taken is not needed any more.
+    pub(crate) fn put_away(&mut self, mut list: Vec<IovaRange>) {
+        list.clear();
+        self.list = list;
+    }
+
+    /// Adds a chunk, and room for it in the list.
+    pub(crate) fn add(&mut self, range: IovaRange, chunk: Chunk) -> Result<(), IovaRange> {
+        self.chunks.insert(range, chunk)?;
+        self.list.reserve(self.chunks.len());
+        Ok(())
     }
 
     /// Records what a chunk stands on, keeps the count of mappings, and gives what it stood on.
@@ -471,15 +516,6 @@ impl State {
         Some(old)
     }
 
-    /// Whether `scrap` may stand behind each of these chunks.
-    pub(crate) fn check_scrap(&self, tiles: &[IovaRange], scrap: &Scrap) -> Result<()> {
-        let fits = |tile: &IovaRange| {
-            let chunk = self.chunks.get(tile.start());
-            chunk.is_none_or(|(_, chunk)| chunk.tenant == scrap.tenant())
-        };
-        if tiles.iter().all(fits) { Ok(()) } else { Err(Error::ForeignScrap) }
-    }
-
     /// Whether the domain has room for `more` mappings.
     pub(crate) fn check_room(&self, limits: &Limits, more: u64) -> Result<()> {
         match limits.max_mappings {
@@ -487,6 +523,15 @@ impl State {
                 Err(Error::MappingLimit { limit })
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl NotTiled {
+    fn of(self, range: IovaRange) -> Error {
+        match self {
+            Self::Gap(at) => Error::NotMapped { range, at },
+            Self::Bisects(mapping) => Error::Bisects { range, mapping },
         }
     }
 }

@@ -98,7 +98,7 @@ fn whoever_waits_is_told_when_all_ranges_are_fenced_and_not_before() {
     for order in [Order::FenceFirst, Order::ChunkByChunk] {
         let (one, other) = (set(limits()), set(limits()));
         let told = Cell::new(false);
-        let done = retarget_all(&[one.target(), other.target()], order, |_| {
+        let done = retarget_all([one.target(), other.target()], order, |_| {
             told.set(true);
             assert_eq!((one.exposed(), other.exposed()), (0, 0));
             // Memory that is let go here is not made to wait for scrap.
@@ -120,14 +120,14 @@ fn nobody_is_told_while_one_chunk_may_reach_its_memory() {
         let stuck = one.chunk(7);
         one.fake.faults(|faults| faults.stuck = Some(stuck.start()));
         let targets = [one.target(), other.target()];
-        let error = retarget_all(&targets, order, |_| panic!("told too early")).unwrap_err();
+        let error = retarget_all(targets, order, |_| panic!("told too early")).unwrap_err();
         let Error::RetargetIncomplete { count, first, .. } = error else { panic!("{error}") };
         assert_eq!((count, first), (1, stuck));
         assert_eq!((one.exposed(), other.exposed()), (2, 0), "all others were taken");
         assert_eq!(one.behind(), [1, CHUNKS - 1, 0], "and covered");
         one.fake.faults(|faults| faults.stuck = None);
         let told = Cell::new(false);
-        let again = retarget_all(&targets, order, |_| told.set(true)).unwrap();
+        let again = retarget_all(targets, order, |_| told.set(true)).unwrap();
         assert_eq!((again.chunks, told.get(), one.exposed()), (1, true, 0));
     }
 }
@@ -137,7 +137,7 @@ fn where_scrap_cannot_be_had_the_fence_stands_and_holes_are_counted() {
     let set = set(limits());
     set.fake.faults(|faults| faults.maps_left = Some(10));
     let told = Cell::new(false);
-    let done = retarget_all(&[set.target()], Order::FenceFirst, |_| told.set(true)).unwrap();
+    let done = retarget_all([set.target()], Order::FenceFirst, |_| told.set(true)).unwrap();
     assert_eq!((done.holes, told.get()), (CHUNKS - 10, true));
     assert_eq!(set.behind(), [0, 10, CHUNKS - 10]);
     set.fake.faults(|faults| faults.maps_left = None);
@@ -153,7 +153,7 @@ fn mappings_that_somebody_else_took_away_count_as_fenced() {
                 let set = set(Limits { unmap_spans: spans, ..limits() });
                 let keep: Vec<u64> = left.clone().map(|at| set.chunk(at).start()).collect();
                 set.fake.state.lock().unwrap().mapped.retain(|at, _| keep.contains(at));
-                let done = retarget_all(&[set.target()], order, |_| {}).unwrap();
+                let done = retarget_all([set.target()], order, |_| {}).unwrap();
                 assert_eq!((done.chunks, done.holes, set.exposed()), (CHUNKS, 0, 0));
                 // One call that finds some of them cannot tell which; all are gone then.
                 let some = order == Order::FenceFirst && spans;

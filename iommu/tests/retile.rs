@@ -231,7 +231,7 @@ fn scrap_of_another_tenant_never_stands_in() {
         foreign(set.space.cover(set.range(), scrap).map(drop));
         let permit = set.space.permit(set.range()).unwrap();
         foreign(set.space.retile(&permit, &[memory(0, PAGES)], None, scrap).map(drop));
-        foreign(retarget_all(&[target], holdfast_iommu::Order::FenceFirst, |_| {}).map(drop));
+        foreign(retarget_all([target], holdfast_iommu::Order::FenceFirst, |_| {}).map(drop));
         assert_eq!(set.fake.mapped(), []);
         set.space.restore(set.range(), &[piece(OLD, PAGES)]).unwrap();
     }

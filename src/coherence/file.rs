@@ -218,10 +218,9 @@ impl State {
                 region.revoke();
             }
         }
-        let targets: Vec<_> =
-            regions.iter().filter_map(|region| region.target(region.whole())).collect();
+        let targets = regions.iter().filter_map(|region| region.target(region.whole()));
         let mut timing = Timing::default();
-        let taken = retarget_all(&targets, order, |_| {
+        let taken = retarget_all(targets, order, |_| {
             timing.to_fence = why.at.elapsed();
             if let Some(pin) = pin.take() {
                 *let_go = Some((pin.offset(), Instant::now() + REFAULTS));

@@ -185,9 +185,8 @@ impl GuardedRegion {
         let start = self.range.start();
         let end = (start + part.end).min(self.range.end());
         let asked = IovaRange::between(start + part.start, end)?;
-        let chunks = self.space.chunks(asked);
-        let (first, last) = (chunks.first()?, chunks.last()?);
-        Some(Part { start: first.range.start() - start, end: last.range.end() - start })
+        let chunks = self.space.chunks_around(asked)?;
+        Some(Part { start: chunks.start() - start, end: chunks.end() - start })
     }
 
     /// Whether anything of it from an offset on stands on its file.
@@ -195,7 +194,7 @@ impl GuardedRegion {
         let Some(tail) = self.sub_range(Part { start: offset, ..self.whole() }) else {
             return false;
         };
-        self.space.chunks(tail).iter().any(|chunk| chunk.behind == Behind::Memory)
+        self.space.any_chunk(tail, |behind| behind == Behind::Memory)
     }
 
     /// The parts that stand on scrap or on nothing, whole chunks.
@@ -235,7 +234,8 @@ impl GuardedRegion {
     pub fn wants_to_follow(&self) -> bool {
         let stays =
             self.policy.reaction == Reaction::Revoke || self.given_up.load(Ordering::Relaxed);
-        self.policy.follow && !stays && !self.off_file().is_empty()
+        let is_off = |range| self.space.any_chunk(range, |behind| behind != Behind::Memory);
+        self.policy.follow && !stays && self.sub_range(self.whole()).is_some_and(is_off)
     }
 
     /// Its mapping in this process, or what its file stands on, is gone: nothing brings it back.

@@ -140,7 +140,11 @@ impl Channel {
         Ok(Message { header, fds, lost_fds })
     }
 
-    /// Sends a message: its header, then its payload in `parts`, with `fds`.
+    /// Sends a message: its header, then its payload in `parts`, with `fds`. Allocates nothing: what
+    /// takes memory away from a device goes this way.
+    ///
+    /// # Panics
+    /// With more than two parts.
     pub fn send(
         &self,
         header: &Header,
@@ -148,10 +152,11 @@ impl Channel {
         fds: &[BorrowedFd<'_>],
         wait: Wait<'_>,
     ) -> Result<(), ChannelError> {
-        let mut slices = Vec::with_capacity(1 + parts.len());
-        slices.push(IoSlice::new(header.as_bytes()));
-        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-        let mut rest = &mut slices[..];
+        let mut slices = [IoSlice::new(header.as_bytes()); 3];
+        for (slice, part) in slices[1..=parts.len()].iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        let mut rest = &mut slices[..=parts.len()];
         let mut fds = fds;
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {

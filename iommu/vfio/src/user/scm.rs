@@ -1,15 +1,14 @@
-//! One `recvmsg` with descriptors, and one `sendmsg`.
+//! One `recvmsg` with descriptors, and one `sendmsg`, both by hand.
 //!
-//! Receiving is done by hand: every descriptor that the kernel installed must be taken or closed,
-//! also when it could not install them all (`MSG_CTRUNC`), and nix's iterator refuses to show
-//! them in that case.
+//! Every descriptor that the kernel installed must be taken or closed, also when it could not
+//! install them all (`MSG_CTRUNC`), and nix's iterator refuses to show them in that case. What is
+//! sent must go without an allocation, which nix's control messages make.
 #![allow(unsafe_code)]
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// Most descriptors that Linux carries in one `sendmsg` (`SCM_MAX_FD`).
 pub const SCM_MAX_FD: usize = 253;
@@ -87,9 +86,34 @@ pub fn send(
     parts: &[IoSlice<'_>],
     fds: &[BorrowedFd<'_>],
 ) -> Result<usize, Errno> {
-    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &[] } else { &rights[..] };
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(socket.as_raw_fd(), parts, control, flags, None)
+    if fds.len() > SCM_MAX_FD {
+        return Err(Errno::EINVAL);
+    }
+    let mut control = [0u64; CONTROL_WORDS];
+    // SAFETY: a msghdr of zeroes is a valid one that names nothing.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    // An IoSlice is laid out as an iovec; sendmsg writes to neither.
+    message.msg_iov = parts.as_ptr().cast_mut().cast();
+    message.msg_iovlen = parts.len();
+    if !fds.is_empty() {
+        let bytes = size_of_val(fds) as u32;
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: CMSG_SPACE and CMSG_LEN are arithmetic; there is room for SCM_MAX_FD descriptors
+        // in `control`, so the first header and `bytes` bytes behind it lie inside.
+        unsafe {
+            message.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
+            let entry = libc::CMSG_FIRSTHDR(&message);
+            (*entry).cmsg_level = libc::SOL_SOCKET;
+            (*entry).cmsg_type = libc::SCM_RIGHTS;
+            (*entry).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+            for (index, fd) in fds.iter().enumerate() {
+                let at = libc::CMSG_DATA(entry).cast::<RawFd>().add(index);
+                at.write_unaligned(fd.as_raw_fd());
+            }
+        }
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `message` names `parts` and `control`, which live through the call.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
+    Ok(Errno::result(sent)? as usize)
 }

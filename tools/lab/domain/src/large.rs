@@ -67,7 +67,7 @@ fn take_away(bench: &Bench, order: Order) -> Result<Times> {
     for _ in 0..ROUNDS {
         let mut behind = Vec::new();
         let target = Target { space, range: mapping.range(), scrap: &scrap };
-        let done = retarget_all(&[target], order, |_| {
+        let done = retarget_all([target], order, |_| {
             behind.extend(space.chunks(mapping.range()).iter().map(|chunk| chunk.behind));
         })?;
         let Retargeted { chunks: taken, vanished: 0, holes: 0, fenced, window, total } = done

@@ -86,6 +86,8 @@ pub struct Figures {
     /// Pages of the region that this process touched meanwhile.
     pub touched: u64,
     pub failed_in: Vec<FailedIn>,
+    /// What the guard's thread asked of the allocator, once it was warm.
+    pub allocations: u64,
     pub events: Totals,
     pub canaries: u64,
     pub look: Look,
@@ -129,6 +131,7 @@ impl Figures {
             "failed_in": self.failed_in,
             "reconnects": self.reconnects,
             "touched_pages": self.touched,
+            "guard_allocations": self.allocations,
             "events": self.events,
             "canaries": self.canaries,
             "compared_bytes": self.look.bytes,

@@ -33,9 +33,13 @@ use holdfast::DeviceAddress;
 use holdfast::coherence::NotifierKind;
 
 use holdfast_lab_check::Report;
+use holdfast_lab_check::allocations::CountingAllocator;
 
 use figures::Figures;
 use storm::{Plan, Storm};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Layout operations on a DAX file under a peer that never stops writing it.
 #[derive(Parser)]
@@ -282,6 +286,9 @@ fn verdict(
         check("without a guard, the storm corrupts other files", wrong);
         return report.failed == 0;
     }
+    let calls = figures.allocations;
+    let wrong = (calls > 0).then(|| format!("{calls} calls of the allocator"));
+    check("the guard's thread allocated nothing", wrong);
     check("no byte of another file was written", (foreign > 0).then(|| format!("{foreign} were")));
     if !misses_fail {
         let failed = figures.failed;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use holdfast::coherence::{Guard, GuardOptions, NotifierKind};
+use holdfast_lab_check::allocations;
 use nix::errno::Errno;
 
 use crate::canary::{Look, later_marks};
@@ -25,6 +26,8 @@ use crate::random::Random;
 
 /// How long an operation may take; a loaded machine without KVM is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Steps after which all lists have found their sizes.
+const WARM_UP: u64 = 3;
 /// How long a canary is left to the peer at least.
 const MOMENT: Duration = Duration::from_millis(10);
 
@@ -96,6 +99,7 @@ impl Storm {
             reconnects: 0,
             touched: 0,
             failed_in: Vec::new(),
+            allocations: 0,
             events: Default::default(),
             canaries: 0,
             look: Look::default(),
@@ -110,6 +114,7 @@ impl Storm {
     pub fn run(mut self) -> (Figures, Result<()>) {
         let start = Instant::now();
         let result = self.steps(start).and_then(|()| self.close());
+        self.figures.allocations = allocations::calls();
         self.figures.seconds = start.elapsed().as_secs_f64();
         self.ends.count(&mut self.figures);
         if let Some(ledger) = &self.ledger {
@@ -132,6 +137,9 @@ impl Storm {
             let number = self.figures.steps;
             self.step().with_context(|| format!("step {number}, seed {}", self.plan.seed))?;
             self.figures.steps += 1;
+            if self.plan.guarded && self.figures.steps == WARM_UP {
+                ensure!(allocations::watch_thread("holdfast-guard"), "no thread of the guard");
+            }
             if !self.plan.guarded && self.figures.look.foreign > 0 {
                 // It has shown what it was to show, and goes on to spoil the file system.
                 break;
