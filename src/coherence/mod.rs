@@ -21,6 +21,7 @@ mod guard;
 mod held;
 pub mod keeper;
 mod keeping;
+mod pinning;
 mod policy;
 mod region;
 mod shared;

@@ -16,8 +16,6 @@ use holdfast_dax::notify::{
     Cause, MappingId, Notice, NotifierKind, Notifiers, Probe, Stage, Statement, Subject, Watched,
     WatchedFile, WatchedMapping,
 };
-use holdfast_dax::{Memory, Pin, prove};
-use holdfast_iommu::AddressSpace;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -26,7 +24,7 @@ use super::file::{Broke, GuardedFile, Phase, State, Why};
 use super::follow::Follow;
 use super::guard::GuardOptions;
 use super::held::HeldPin;
-use super::keeping::{Keeping, News};
+use super::keeping::Keeping;
 use super::policy::Reaction;
 use super::region::GuardedRegion;
 use super::stream::Publisher;
@@ -48,14 +46,14 @@ pub struct Shared {
     to_follow: SyncSender<Follow>,
     wake: EventFd,
     /// Readable when `wake` or any notifier is.
-    ready: Epoll,
+    pub(super) ready: Epoll,
     stop: AtomicBool,
     regions: AtomicU64,
     next_region: AtomicU64,
     /// File systems, by device, of which it was shown that a pin holds there.
-    proven: Mutex<HashSet<u64>>,
+    pub(super) proven: Mutex<HashSet<u64>>,
     /// Who makes the death of this process safe.
-    keeping: Keeping,
+    pub(super) keeping: Keeping,
     pub options: GuardOptions,
 }
 
@@ -210,95 +208,6 @@ impl Shared {
     fn have_watched(&self, watched: Watched<'_>) {
         let (by, refusals) = lock(&self.notifiers).watch(&watched);
         tracing::debug!(subject = %watched.subject(), ?by, ?refusals, "watched");
-    }
-
-    /// Shows, once for each file system, that a pin holds there.
-    pub fn prove(&self, memory: &Memory) -> Result<()> {
-        let Some(id) = memory.file_id() else { return Ok(()) };
-        if lock(&self.proven).contains(&id.dev) {
-            return Ok(());
-        }
-        let folder = memory.path().and_then(Path::parent).unwrap_or(Path::new("."));
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        let proof = prove(folder)?;
-        if proof.file_system.dev != id.dev {
-            return Err(Error::Guard(format!(
-                "{} is not on the file system of its folder {}: whether a layout pin holds there \
-                 cannot be shown; name it by the path it has on its own file system",
-                memory.source(),
-                folder.display()
-            )));
-        }
-        tracing::info!(%proof, "layout pins hold");
-        lock(&self.proven).insert(id.dev);
-        Ok(())
-    }
-
-    /// Has the keeper hold the container that memory of a pinned file goes into.
-    pub fn cover(&self, space: &Arc<AddressSpace>) -> Result<()> {
-        if self.keeping.cover(space)? {
-            self.listen_to_keeper();
-        }
-        Ok(())
-    }
-
-    fn listen_to_keeper(&self) {
-        if let Some(keeper) = self.keeping.keeper()
-            && let Err(errno) =
-                self.ready.add(keeper.events_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))
-        {
-            tracing::warn!(%errno, "news of the keeper comes late");
-        }
-    }
-
-    /// Takes a pin by the page of the file at `offset`, which must have a block, and has the
-    /// keeper hold it as well. Blocks while an operation changes the layout; the caller holds no
-    /// lock.
-    pub fn pin(&self, file: &GuardedFile, offset: u64) -> Result<Arc<HeldPin>> {
-        let none = || Error::Guard("anonymous memory needs no pin".to_owned());
-        let since = Instant::now();
-        let pin = Pin::take(file.fd.as_ref().ok_or_else(none)?.as_fd(), offset)?;
-        Ok(Arc::new(HeldPin::new(pin, since, self.keeping.keeper())?))
-    }
-
-    /// What the keeper did becomes notices; says whether it died.
-    pub fn keeper_news(&self, notices: &mut Vec<Notice>) -> bool {
-        let mut died = false;
-        self.keeping.tidy();
-        self.keeping.news(&mut |news| match news {
-            // Everything that was in a container is gone from it, whichever file it was of.
-            News::Revoked => notices.extend(
-                self.files()
-                    .iter()
-                    .map(|file| Notice::new(file.subject, NotifierKind::GuardPage, Stage::Waiting)),
-            ),
-            News::Died => died = true,
-        });
-        if died && let Some(keeper) = self.keeping.keeper() {
-            // It says so for ever.
-            died = self.ready.delete(keeper.events_fd()).is_ok();
-        }
-        died
-    }
-
-    /// Starts another keeper and hands everything over to it. Waits for its answers.
-    pub fn replace_keeper(&self) {
-        tracing::warn!("the keeper is gone; starting another");
-        let replaced = self.keeping.replace().and_then(|new| {
-            let Some(new) = new else { return Ok(()) };
-            self.listen_to_keeper();
-            for file in self.files() {
-                let pin = file.lock().pin.clone();
-                if let Some(pin) = pin {
-                    pin.hand_over(Arc::clone(&new))?;
-                }
-            }
-            Ok(())
-        });
-        if let Err(error) = replaced {
-            tracing::error!(%error, "there is no keeper: should this process be killed now, a \
-                 device may reach blocks that its file gave up");
-        }
     }
 
     /// Deals with a notice, unless somebody else has the file.

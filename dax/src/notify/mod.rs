@@ -37,7 +37,7 @@ pub use guard_page::GuardPages;
 pub use inotify::Inotify;
 pub use kprobe::KprobeEvents;
 pub use lease::{Hold, Leases};
-pub use notice::{MappingId, Notice, NotifierKind, Stage, Subject};
+pub use notice::{MappingId, Notice, NotifierKind, Stage, Subject, UnknownNotifier};
 pub use notifier::{Notifier, Terms};
 pub use notifiers::{Notifiers, Options, State, Statement};
 pub use userfaultfd::Userfaultfd;

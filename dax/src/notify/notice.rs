@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use std::time::Instant;
 
 use super::Cause;
@@ -89,6 +90,20 @@ impl NotifierKind {
         }
     }
 }
+
+impl FromStr for NotifierKind {
+    type Err = UnknownNotifier;
+
+    fn from_str(name: &str) -> Result<Self, UnknownNotifier> {
+        let known = Self::ALL.into_iter().find(|kind| kind.name() == name);
+        known.ok_or(UnknownNotifier)
+    }
+}
+
+/// No notifier has that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no notifier; there are kprobe, guard-page, lease, fanotify, inotify and userfaultfd")]
+pub struct UnknownNotifier;
 
 impl fmt::Display for NotifierKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -205,5 +220,19 @@ impl fmt::Display for Notice {
             write!(f, ", by {pid}")?;
         }
         write!(f, " ({})", self.notifier)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_notifier_is_known_by_its_name_and_the_error_names_all() {
+        for kind in NotifierKind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+            assert!(UnknownNotifier.to_string().contains(kind.name()), "{kind}");
+        }
+        assert_eq!("kprobes".parse::<NotifierKind>(), Err(UnknownNotifier));
     }
 }

@@ -118,7 +118,7 @@ struct RunOptions {
     #[arg(long, value_enum, default_value = "on")]
     guard: Switch,
     /// Use these notifiers only; may be repeated [default: all]
-    #[arg(long, value_parser = notifier)]
+    #[arg(long)]
     notifier: Vec<NotifierKind>,
     /// Stop the guard's process for as many milliseconds during some operations
     #[arg(long, value_name = "MS")]
@@ -179,14 +179,6 @@ struct KillOptions {
 enum Switch {
     On,
     Off,
-}
-
-fn notifier(text: &str) -> Result<NotifierKind, String> {
-    let known = NotifierKind::ALL.into_iter().find(|kind| kind.name() == text);
-    known.ok_or_else(|| {
-        let names: Vec<_> = NotifierKind::ALL.iter().map(|kind| kind.name()).collect();
-        format!("no notifier; there are {}", names.join(", "))
-    })
 }
 
 fn main() -> ExitCode {
