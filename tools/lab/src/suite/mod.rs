@@ -49,6 +49,10 @@ pub struct TestArgs {
     /// What executes the guests' instructions
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accelerator,
+    /// Runs a row that failed again, so many times at most; what failed at first stays in the
+    /// summary, and no second attempt makes good what a suite calls grave
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    again: u8,
     /// Takes the programs under test as they are, even where cargo could build them anew
     #[arg(long)]
     no_build: bool,
@@ -76,9 +80,18 @@ pub fn test(arguments: &TestArgs, debian: &Debian, run: &RunDir, holdfast: &Path
     for (suite, rows) in &suites {
         for row in rows {
             println!("== {}: {}", suite.name, row_name(suite, row));
-            let verdict = run_row(suite, row, arguments, debian, run, holdfast)?;
-            let (passed, failed) = verdict.counts();
-            println!("   {passed} passed, {failed} failed in {:.0} s\n", verdict.seconds);
+            let mut verdict = run_row(suite, row, arguments, debian, run, holdfast)?;
+            verdict.print_counts();
+            for _ in 0..arguments.again {
+                if verdict.ok || verdict.is_grave(&suite.grave) {
+                    break;
+                }
+                println!("== {}: {}, again", suite.name, row_name(suite, row));
+                let earlier = verdict;
+                verdict = run_row(suite, row, arguments, debian, run, holdfast)?;
+                verdict.print_counts();
+                verdict.after(earlier);
+            }
             verdicts.push(verdict);
             write_json(arguments, &verdicts)?;
         }
@@ -91,6 +104,9 @@ pub fn test(arguments: &TestArgs, debian: &Debian, run: &RunDir, holdfast: &Path
             "  {mark} {:<10} {:<34} {passed:>3} passed {failed:>3} failed {:>5.0} s",
             verdict.suite, verdict.row, verdict.seconds
         );
+        for failure in &verdict.failed_before {
+            println!("       failed at first: {failure}");
+        }
     }
     let total = verdicts.iter().map(Verdict::counts).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     println!("lab: {} passed, {} failed", total.0, total.1);
@@ -177,6 +193,7 @@ fn run_row(
         dma_faults: 0,
         numbers: Map::new(),
         error: None,
+        failed_before: Vec::new(),
     };
     let outcome = job(suite, row, debian, holdfast)
         .and_then(|job| machine.run(debian, run, &job, holdfast, Console::Stream));

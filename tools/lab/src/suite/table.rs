@@ -44,6 +44,9 @@ pub struct Suite {
     /// Functions in which the suite provokes warnings of the kernel.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Checks whose failure stands, whatever another attempt would say.
+    #[serde(default)]
+    pub grave: Vec<String>,
     #[serde(rename = "row")]
     pub rows: Vec<Row>,
 }

@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 
 use super::table::Faults;
 
+/// How the checks that every row is subject to begin.
+const KERNEL_LOG: &str = "the kernel log";
+
 /// One check.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Check {
@@ -34,9 +37,34 @@ pub struct Verdict {
     /// Why the row could not run or came to no end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What failed before the row was run again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failed_before: Vec<String>,
 }
 
 impl Verdict {
+    /// One line.
+    pub fn print_counts(&self) {
+        let (passed, failed) = self.counts();
+        println!("   {passed} passed, {failed} failed in {:.0} s\n", self.seconds);
+    }
+
+    /// Whether it failed where no other attempt makes that good: what the kernel's log says, and
+    /// the checks that a suite calls grave.
+    pub fn is_grave(&self, grave: &[String]) -> bool {
+        let kernel = |name: &str| name.starts_with(KERNEL_LOG);
+        let is_grave = |name: &str| kernel(name) || grave.iter().any(|grave| grave == name);
+        self.checks.iter().any(|check| !check.ok && is_grave(&check.name))
+    }
+
+    /// This is another attempt, after one that failed.
+    pub fn after(&mut self, earlier: Self) {
+        let failed = earlier.checks.iter().filter(|check| !check.ok);
+        let failed = failed.map(|check| format!("{}: {}", check.name, check.reason));
+        self.failed_before = earlier.failed_before;
+        self.failed_before.extend(failed.chain(earlier.error));
+    }
+
     /// Passed and failed checks; a row that came to no end counts as one more failure.
     pub fn counts(&self) -> (usize, usize) {
         let passed = self.checks.iter().filter(|check| check.ok).count();
@@ -73,9 +101,9 @@ pub fn judge_kernel_log(dmesg: &str, faults: Faults, provoked: &[String]) -> (Ve
     let trouble: Vec<&str> = unprovoked(dmesg, provoked)
         .filter(|line| bad.iter().any(|word| line.contains(word)))
         .collect();
-    let mut checks = vec![kernel_check("the kernel log has no warning or bug", &trouble)];
+    let mut checks = vec![kernel_check(&format!("{KERNEL_LOG} has no warning or bug"), &trouble)];
     if faults == Faults::None {
-        checks.push(kernel_check("the kernel log has no DMA fault", &dma_faults));
+        checks.push(kernel_check(&format!("{KERNEL_LOG} has no DMA fault"), &dma_faults));
     }
     (checks, dma_faults.len())
 }
@@ -107,6 +135,35 @@ fn kernel_check(name: &str, found: &[&str]) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn verdict(checks: &str) -> Verdict {
+        Verdict {
+            suite: "s".to_owned(),
+            row: "r".to_owned(),
+            kernel: "6.1",
+            qemu: "11.1",
+            ok: false,
+            seconds: 1.0,
+            checks: read_checks(checks),
+            dma_faults: 0,
+            numbers: Map::new(),
+            error: None,
+            failed_before: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_grave_is_not_tried_again_and_what_failed_first_stays_known() {
+        let grave = ["no byte is foreign".to_owned()];
+        let slow =
+            verdict("FAIL it is quick (3.0 s): it took 3 s\nok   no byte is foreign (1.0 s)");
+        assert!(!slow.is_grave(&grave));
+        assert!(verdict("FAIL no byte is foreign (1.0 s): 3 are").is_grave(&grave));
+        assert!(verdict("FAIL the kernel log has no DMA fault (0.0 s): 1").is_grave(&grave));
+        let mut second = verdict("ok   it is quick (1.0 s)");
+        second.after(slow);
+        assert_eq!(second.failed_before, ["it is quick: it took 3 s"]);
+    }
 
     #[test]
     fn checks_are_found_among_other_lines() {

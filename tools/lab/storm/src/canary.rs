@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::unistd::syncfs;
 
@@ -39,6 +39,12 @@ pub struct Look {
 }
 
 impl Look {
+    /// An error that says how many bytes were foreign, if any were.
+    pub fn none_foreign(&self) -> Result<()> {
+        ensure!(self.foreign == 0, "{} were", self.foreign);
+        Ok(())
+    }
+
     /// Both together.
     pub fn add(&mut self, other: Self) {
         self.bytes += other.bytes;
