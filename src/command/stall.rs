@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::Args;
-use holdfast::coherence::{Events, Guard, GuardOptions, Policy};
+use clap::{Args, ValueEnum};
+use holdfast::coherence::{Events, Guard, GuardOptions, Order, Policy};
 use holdfast::{
     Access, Completion, CompletionQueue, Device, DeviceAddress, EmulatedNic, EmulatedOptions,
     Memory, MemoryRegion, Populate, ProtectionDomain, QueuePair, QueuePairOptions, Remote,
@@ -66,9 +66,32 @@ pub struct StallOptions {
     #[arg(long, value_delimiter = ',', default_value = "1,10,100")]
     regions: Vec<u32>,
 
+    /// What comes first: each chunk's scrap, or every chunk's fence
+    #[arg(long, value_enum, default_value = "chunk-by-chunk")]
+    order: OrderName,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// The order in which a guard takes chunks away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum OrderName {
+    /// Each chunk has nothing behind it for two calls only
+    ChunkByChunk,
+    /// The operation waits for as few calls as can be; chunks have nothing behind them meanwhile
+    FenceFirst,
+}
+
+impl From<OrderName> for Order {
+    fn from(name: OrderName) -> Self {
+        match name {
+            OrderName::ChunkByChunk => Self::ChunkByChunk,
+            OrderName::FenceFirst => Self::FenceFirst,
+        }
+    }
 }
 
 /// One line of the result.
@@ -97,6 +120,7 @@ struct Outcome {
     device: String,
     region_kind: String,
     notifiers: Vec<&'static str>,
+    order: OrderName,
     rounds: u32,
     by_size: Vec<Row>,
     by_regions: Vec<Row>,
@@ -128,6 +152,7 @@ pub fn run(options: &StallOptions) -> anyhow::Result<ExitCode> {
         device: options.device.to_string(),
         region_kind: bench.kind.borrow().clone(),
         notifiers: bench.guard.statement().in_force().map(|kind| kind.name()).collect(),
+        order: options.order,
         rounds: options.rounds,
         by_size,
         by_regions,
@@ -161,7 +186,8 @@ struct Guarded {
 
 impl Bench {
     fn new(options: &StallOptions) -> anyhow::Result<Self> {
-        let guard = Guard::start(GuardOptions::default())?;
+        let order = options.order.into();
+        let guard = Guard::start(GuardOptions { order, ..GuardOptions::default() })?;
         let events = guard.events()?;
         let (device, nic) = match &options.device {
             DeviceAddress::Emulated => {
