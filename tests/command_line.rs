@@ -18,7 +18,7 @@ fn wrong_usage_ends_with_status_2_and_says_what_to_do() {
         (&["frobnicate"], "unrecognized subcommand"),
         (&["bench"], "<OP>"),
         (&["bench", "write"], "<MODE>"),
-        (&["bench", "scribble", "lat"], "possible values: write, read, send, cas, faa"),
+        (&["bench", "scribble", "lat"], "possible values: write, read, send, cas, faa, mixed"),
         (&["bench", "write", "fast"], "possible values: lat, bw, rate"),
         (&["bench", "write", "lat", "--size", "8Q"], "'8Q' is not a size"),
         (&["bench", "write", "lat", "--size", "0"], "at least 1"),
@@ -26,6 +26,18 @@ fn wrong_usage_ends_with_status_2_and_says_what_to_do() {
         (&["bench", "write", "bw", "--size", "513M"], "give at most 512M"),
         (&["bench", "cas", "lat", "--size", "16"], "works on 8 bytes"),
         (&["bench", "write", "lat", "--depth", "4"], "one operation under way"),
+        (&["bench", "write", "lat", "--rate", "0"], "not a number a second"),
+        (&["bench", "write", "bw", "--rate", "1K"], "--rate is for lat"),
+        (&["bench", "write", "bw", "--hdr", "x"], "--hdr is for lat"),
+        (&["bench", "write", "lat", "--bidirectional"], "--bidirectional is for bw and rate"),
+        (&["bench", "send", "lat", "--until", "completion"], "--until is for write lat"),
+        (&["bench", "write", "bw", "--reads", "30"], "--reads is for mixed"),
+        (
+            &["bench", "write", "lat", "--rate", "1K", "--size", "1M", "--depth", "1024"],
+            "a smaller --depth",
+        ),
+        (&["bench", "compare"], "<BEFORE>"),
+        (&["bench", "compare", "a", "b", "--confidence", "100"], "from 50 to 99.99"),
         (&["bench", "write", "rate", "--depth", "8", "--batch", "9"], "--depth 8"),
         (&["bench", "write", "lat", "--iters", "0"], "0 is not in"),
         (&["bench", "write", "lat", "--iters", "5", "--duration", "1"], "cannot be used with"),
@@ -95,6 +107,8 @@ fn help_teaches_with_examples() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains("Examples:\n  "), "{command} has no examples:\n{text}");
     }
+    let output = holdfast(&["bench", "compare", "--help"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Exit status: 0 the second is not"));
     let output = holdfast(&["--help"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("Exit status: 0 success; 1"));
 }
@@ -120,8 +134,9 @@ fn bench_counts_no_errors_where_there_are_none() {
         let output = holdfast(&[&["bench"][..], args, &["--json"]].concat());
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(json["errors"], 0, "{args:?}");
-        assert_eq!(json["iters"].to_string(), args[3], "{args:?}");
+        let run = &json["runs"][0];
+        assert_eq!(run["errors"], 0, "{args:?}");
+        assert_eq!(run["iters"].to_string(), args[3], "{args:?}");
     }
 }
 

@@ -18,6 +18,22 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
         .with_context(|| format!("cannot run on cpu {cpu}; this process may use {:?}", allowed()))
 }
 
+/// The processors that a thread might use before it was bound to one.
+#[derive(Debug)]
+pub struct Unbound(CpuSet);
+
+impl Unbound {
+    /// Those of the calling thread.
+    pub fn remember() -> Self {
+        Self(sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new()))
+    }
+
+    /// Lets the calling thread use them again.
+    pub fn restore(&self) -> anyhow::Result<()> {
+        sched_setaffinity(Pid::from_raw(0), &self.0).context("cannot leave one processor again")
+    }
+}
+
 /// Where the measuring thread and the NIC run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
@@ -60,6 +76,16 @@ mod tests {
         assert_eq!(choose(Some(1), Some(1), &[0, 1]), (Some(1), Some(1)));
         assert_eq!(choose(None, None, &[0]), (None, None));
         assert_eq!(choose(None, None, &[]), (None, None));
+    }
+
+    #[test]
+    fn a_thread_that_was_bound_is_free_again() {
+        let before = allowed();
+        let whole = Unbound::remember();
+        pin(before[0]).unwrap();
+        assert_eq!(allowed(), before[..1]);
+        whole.restore().unwrap();
+        assert_eq!(allowed(), before);
     }
 
     #[test]

@@ -13,6 +13,26 @@ enum Counter {
     Monotonic,
 }
 
+/// Time as the measuring loops see it. Tests have one that only the work moves on.
+pub trait Time {
+    /// Now, in ticks.
+    fn ticks(&self) -> u64;
+
+    /// Nanoseconds of one tick.
+    fn ns_per_tick(&self) -> f64;
+
+    /// Nanoseconds of an interval in ticks.
+    #[inline(always)]
+    fn ns(&self, ticks: u64) -> f64 {
+        ticks as f64 * self.ns_per_tick()
+    }
+
+    /// Ticks of a duration.
+    fn ticks_of(&self, duration: Duration) -> u64 {
+        (duration.as_nanos() as f64 / self.ns_per_tick()) as u64
+    }
+}
+
 /// Reads time in ticks of its own and turns differences into nanoseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
@@ -38,33 +58,26 @@ impl Clock {
         clock
     }
 
-    /// Now, in ticks. Earlier instructions of this thread may still be under way, as may later
-    /// ones have begun: good for intervals of tens of nanoseconds and more.
-    #[inline(always)]
-    pub fn ticks(&self) -> u64 {
-        match self.counter {
-            // SAFETY: every x86-64 processor has RDTSC.
-            Counter::Tsc => unsafe { std::arch::x86_64::_rdtsc() },
-            Counter::Monotonic => self.start.elapsed().as_nanos() as u64,
-        }
-    }
-
-    /// Nanoseconds of an interval in ticks.
-    pub fn ns(&self, ticks: u64) -> f64 {
-        ticks as f64 * self.ns_per_tick
-    }
-
-    /// Ticks of a duration.
-    pub fn ticks_of(&self, duration: Duration) -> u64 {
-        (duration.as_nanos() as f64 / self.ns_per_tick) as u64
-    }
-
     /// What the ticks come from, for the report.
     pub fn name(&self) -> &'static str {
         match self.counter {
             Counter::Tsc => "rdtsc",
             Counter::Monotonic => "clock_gettime",
         }
+    }
+
+    /// Nanoseconds that one reading takes, back to back: the best of many batches, so that what
+    /// comes between is left out. Takes less than a millisecond.
+    pub fn cost_ns(&self) -> f64 {
+        const READINGS: u64 = 1000;
+        let batch = || {
+            let start = self.ticks();
+            for _ in 1..READINGS {
+                std::hint::black_box(self.ticks());
+            }
+            self.ns(self.ticks().wrapping_sub(start)) / READINGS as f64
+        };
+        (0..20).map(|_| batch()).fold(f64::MAX, f64::min)
     }
 
     /// A reading of both clocks at the same time: the closest of a few tries.
@@ -77,6 +90,24 @@ impl Clock {
         };
         let best = (0..16).map(|_| pair()).min_by_key(|(width, ..)| *width);
         best.map_or_else(|| (Instant::now(), self.ticks()), |(_, now, ticks)| (now, ticks))
+    }
+}
+
+impl Time for Clock {
+    /// Earlier instructions of this thread may still be under way, as may later ones have begun:
+    /// good for intervals of tens of nanoseconds and more.
+    #[inline(always)]
+    fn ticks(&self) -> u64 {
+        match self.counter {
+            // SAFETY: every x86-64 processor has RDTSC.
+            Counter::Tsc => unsafe { std::arch::x86_64::_rdtsc() },
+            Counter::Monotonic => self.start.elapsed().as_nanos() as u64,
+        }
+    }
+
+    #[inline(always)]
+    fn ns_per_tick(&self) -> f64 {
+        self.ns_per_tick
     }
 }
 
@@ -104,6 +135,8 @@ mod tests {
         });
         let error = error.fold(f64::MAX, f64::min);
         assert!(error < 0.01, "{} is off by {error}", clock.name());
+        let cost = clock.cost_ns();
+        assert!(cost > 0.0 && cost < 1e5, "a reading of {} took {cost} ns", clock.name());
         let ticks = clock.ticks_of(Duration::from_millis(1));
         assert!((clock.ns(ticks) - 1e6).abs() < 1e4);
     }

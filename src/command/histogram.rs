@@ -12,10 +12,14 @@ const BAR: usize = 44;
 /// Most rows of a drawing.
 const ROWS: usize = 14;
 
-/// Latencies in picoseconds, to three digits. All memory is taken when it is made.
+/// Latencies in picoseconds, to three digits; the shortest, the longest and the mean are exact. All
+/// memory is taken, and touched, when it is made: 300 KiB, however many latencies come.
 #[derive(Debug, Clone)]
 pub struct Latencies {
     histogram: Histogram<u64>,
+    min_ps: u64,
+    max_ps: u64,
+    sum_ps: u128,
 }
 
 /// What a distribution comes down to, in nanoseconds.
@@ -31,10 +35,34 @@ pub struct Percentiles {
     pub p99_ns: f64,
     /// 99.9 %.
     pub p999_ns: f64,
+    /// 99.99 %.
+    pub p9999_ns: f64,
+    /// 99.999 %.
+    pub p99999_ns: f64,
     /// Longest.
     pub max_ns: f64,
     /// Arithmetic mean.
     pub mean_ns: f64,
+    /// Standard deviation.
+    pub stdev_ns: f64,
+}
+
+impl Percentiles {
+    /// Every figure times `share`.
+    pub fn scaled(&self, share: f64) -> Self {
+        Self {
+            min_ns: self.min_ns * share,
+            p50_ns: self.p50_ns * share,
+            p90_ns: self.p90_ns * share,
+            p99_ns: self.p99_ns * share,
+            p999_ns: self.p999_ns * share,
+            p9999_ns: self.p9999_ns * share,
+            p99999_ns: self.p99999_ns * share,
+            max_ns: self.max_ns * share,
+            mean_ns: self.mean_ns * share,
+            stdev_ns: self.stdev_ns * share,
+        }
+    }
 }
 
 impl Latencies {
@@ -42,15 +70,36 @@ impl Latencies {
     pub fn new() -> Self {
         // The bounds are constants that the histogram accepts (low >= 1, high >= 2 low, digits
         // <= 5), so this cannot fail.
-        let histogram = Histogram::new_with_bounds(1, MAX_PS, 3)
+        let mut histogram = Histogram::new_with_bounds(1, MAX_PS, 3)
             .unwrap_or_else(|error| unreachable!("fixed histogram bounds: {error}"));
-        Self { histogram }
+        // Zeroes that were never written are pages that do not exist yet.
+        histogram.reset();
+        Self { histogram, min_ps: u64::MAX, max_ps: 0, sum_ps: 0 }
     }
 
     /// Adds one latency. Allocates nothing.
     #[inline]
     pub fn record_ns(&mut self, ns: f64) {
-        self.histogram.saturating_record((ns * 1000.0) as u64);
+        self.record_ps((ns * 1000.0) as u64);
+    }
+
+    /// Adds one latency in picoseconds. Allocates nothing.
+    #[inline(always)]
+    pub fn record_ps(&mut self, ps: u64) {
+        self.histogram.saturating_record(ps);
+        self.min_ps = self.min_ps.min(ps);
+        self.max_ps = self.max_ps.max(ps);
+        self.sum_ps += u128::from(ps);
+    }
+
+    /// Adds all of another distribution.
+    pub fn add(&mut self, other: &Self) {
+        self.histogram
+            .add(&other.histogram)
+            .unwrap_or_else(|error| unreachable!("the same bounds: {error}"));
+        self.min_ps = self.min_ps.min(other.min_ps);
+        self.max_ps = self.max_ps.max(other.max_ps);
+        self.sum_ps += other.sum_ps;
     }
 
     /// Number of latencies.
@@ -58,21 +107,62 @@ impl Latencies {
         self.histogram.len()
     }
 
+    /// How many were as long as `ns` or longer, to the histogram's three digits.
+    pub fn at_least(&self, ns: f64) -> u64 {
+        self.len() - self.count_below((ns * 1000.0) as u64)
+    }
+
     /// The summary; all zero when nothing was recorded.
     pub fn percentiles(&self) -> Percentiles {
         if self.histogram.is_empty() {
             return Percentiles::default();
         }
-        let at = |quantile| self.histogram.value_at_quantile(quantile) as f64 / 1000.0;
         Percentiles {
-            min_ns: self.histogram.min() as f64 / 1000.0,
-            p50_ns: at(0.5),
-            p90_ns: at(0.9),
-            p99_ns: at(0.99),
-            p999_ns: at(0.999),
-            max_ns: self.histogram.max() as f64 / 1000.0,
-            mean_ns: self.histogram.mean() / 1000.0,
+            min_ns: self.min_ps as f64 / 1000.0,
+            p50_ns: self.quantile_ns(0.5),
+            p90_ns: self.quantile_ns(0.9),
+            p99_ns: self.quantile_ns(0.99),
+            p999_ns: self.quantile_ns(0.999),
+            p9999_ns: self.quantile_ns(0.9999),
+            p99999_ns: self.quantile_ns(0.99999),
+            max_ns: self.max_ps as f64 / 1000.0,
+            mean_ns: self.sum_ps as f64 / self.len() as f64 / 1000.0,
+            stdev_ns: self.histogram.stdev() / 1000.0,
         }
+    }
+
+    /// The latency that this share of all does not exceed; never more than the longest.
+    fn quantile_ns(&self, quantile: f64) -> f64 {
+        let ps = self.histogram.value_at_quantile(quantile);
+        ps.clamp(self.min_ps, self.max_ps) as f64 / 1000.0
+    }
+
+    /// The curve of percentiles: shares of all, and the latency that each does not exceed, closer
+    /// together towards 1. The last is (1, longest); empty when nothing was recorded.
+    pub fn curve(&self) -> Vec<(f64, f64)> {
+        if self.histogram.is_empty() {
+            return Vec::new();
+        }
+        let mut shares = vec![0.0];
+        let mut rest = 1.0;
+        // Five steps for each halving of what is left, until less than one latency is.
+        while rest * self.len() as f64 > 1.0 {
+            shares.extend((1..=5).map(|step| 1.0 - rest * (1.0 - f64::from(step) / 10.0)));
+            rest /= 2.0;
+        }
+        let last = (1.0, self.max_ps as f64 / 1000.0);
+        shares.iter().map(|share| (*share, self.quantile_ns(*share))).chain([last]).collect()
+    }
+
+    /// The same distribution in whole nanoseconds, as other programs expect it.
+    pub fn in_nanoseconds(&self) -> Histogram<u64> {
+        let mut out = Histogram::new_with_bounds(1, MAX_PS / 1000, 3)
+            .unwrap_or_else(|error| unreachable!("fixed histogram bounds: {error}"));
+        for step in self.histogram.iter_recorded() {
+            let ps = step.value_iterated_to().min(self.max_ps);
+            out.saturating_record_n((ps + 500) / 1000, step.count_at_value());
+        }
+        out
     }
 
     /// Draws the distribution as bars of text, one row per latency range; ranges grow by the same
@@ -176,12 +266,55 @@ mod tests {
             (p.p90_ns, 900.0),
             (p.p99_ns, 990.0),
             (p.p999_ns, 999.0),
-            (p.max_ns, 1000.0),
+            (p.p9999_ns, 1000.0),
             (p.mean_ns, 500.5),
+            (p.stdev_ns, 288.7),
         ] {
             assert!((value / expected - 1.0).abs() < 0.002, "{value} is not {expected}");
         }
+        assert_eq!(p.scaled(0.5).p90_ns, p.p90_ns / 2.0);
         assert_eq!(Latencies::new().percentiles(), Percentiles::default());
+    }
+
+    #[test]
+    fn the_extremes_and_the_mean_are_exact() {
+        let mut latencies = Latencies::new();
+        // None of these is a bound of a bucket, and the last is off the scale.
+        for ns in [1234.567, 1234.568, 987_654.321, 2e11] {
+            latencies.record_ns(ns);
+        }
+        let p = latencies.percentiles();
+        assert_eq!((p.min_ns, p.max_ns), (1234.567, 2e11));
+        assert_eq!(p.mean_ns, (1234.567 + 1234.568 + 987_654.321 + 2e11) / 4.0);
+        let mut few = Latencies::new();
+        few.record_ns(1234.567);
+        let p = few.percentiles();
+        assert_eq!((p.p50_ns, p.p99999_ns), (1234.567, 1234.567), "no more than the longest");
+    }
+
+    #[test]
+    fn a_sum_of_distributions_is_that_of_all_latencies() {
+        let (mut all, mut odd, mut even) = (Latencies::new(), Latencies::new(), Latencies::new());
+        for ns in 1..2000_u32 {
+            let ns_exact = f64::from(ns) * 17.0;
+            all.record_ns(ns_exact);
+            if ns % 2 == 0 { even.record_ns(ns_exact) } else { odd.record_ns(ns_exact) }
+        }
+        odd.add(&even);
+        assert_eq!(odd.percentiles(), all.percentiles());
+        assert_eq!(odd.at_least(17.0 * 1000.0), 1000);
+        assert_eq!((odd.at_least(0.0), odd.at_least(1e9)), (1999, 0));
+    }
+
+    #[test]
+    fn the_curve_rises_to_the_longest() {
+        let mut latencies = Latencies::new();
+        (1..=100_000).for_each(|ns| latencies.record_ns(f64::from(ns)));
+        let curve = latencies.curve();
+        assert!(curve.is_sorted(), "{curve:?}");
+        assert_eq!(curve.last(), Some(&(1.0, 100_000.0)));
+        assert!(curve.iter().any(|(share, _)| *share > 0.9999 && *share < 1.0), "{curve:?}");
+        assert!(Latencies::new().curve().is_empty());
     }
 
     #[test]

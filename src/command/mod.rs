@@ -78,7 +78,7 @@ enum Command {
     /// Send messages back and forth between two endpoints and verify every payload
     Pingpong(pingpong::PingpongOptions),
     /// Measure latency, bandwidth or operation rate
-    Bench(bench::BenchOptions),
+    Bench(Box<bench::BenchCommand>),
     /// Guard files as memory regions and print what happens to them, as it happens
     Watch(watch::WatchOptions),
     /// Measure how long file operations wait for a guard, and what a guard costs

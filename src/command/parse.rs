@@ -17,6 +17,18 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A number a second above 0; K and M stand for thousands and millions.
+pub fn rate(text: &str) -> Result<f64, String> {
+    let units = [("K", 1e3), ("k", 1e3), ("M", 1e6), ("", 1.0)];
+    let rate = units
+        .iter()
+        .find_map(|(unit, scale)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * scale));
+    match rate {
+        Some(rate) if (0.01..=1e9).contains(&rate) => Ok(rate),
+        _ => Err(format!("'{text}' is not a number a second, such as 5000, 20K or 1.5M")),
+    }
+}
+
 /// A time with its unit: `100us`, `50ms`, `2s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
@@ -41,6 +53,16 @@ mod tests {
         assert_eq!(duration("0.5s"), Ok(Duration::from_millis(500)));
         for text in ["", "5", "ms", "-1s", "0s", "1e99s", "infs", "nanms"] {
             assert!(duration(text).unwrap_err().contains("with its unit"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_a_number_a_second() {
+        for (text, expected) in [("5000", 5e3), ("20K", 2e4), ("20k", 2e4), ("1.5M", 1.5e6)] {
+            assert_eq!(rate(text), Ok(expected));
+        }
+        for text in ["", "0", "-5", "K", "nan", "2G", "1e30", "infM"] {
+            assert!(rate(text).unwrap_err().contains("number a second"), "{text}");
         }
     }
 

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Serialize;
 
-use super::clock::Clock;
+use super::clock::{Clock, Time as _};
 use super::histogram::{Latencies, Percentiles, human_bytes, human_ns};
 use super::machine::Machine;
 use super::patience::Patience;

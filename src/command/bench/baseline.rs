@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::command::affinity;
-use crate::command::clock::Clock;
+use crate::command::clock::{Clock, Time as _};
 use crate::command::histogram::Latencies;
 use crate::command::interrupt;
 

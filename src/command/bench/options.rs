@@ -1,76 +1,38 @@
 //! What `holdfast bench` can be asked for, and which combinations make sense.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand};
 use holdfast_dax::Source;
-use serde::Serialize;
 
+use super::compare::CompareOptions;
+use super::layout::Layout;
+use super::plan::{Mode, Operation, Pace, Plan, Stop, Until};
 use crate::command::endpoints::{EndpointOptions, LARGEST_MESSAGE};
 use crate::command::parse;
 
-/// What to measure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Operation {
-    /// RDMA WRITE
-    Write,
-    /// RDMA READ
-    Read,
-    /// SEND into a posted receive
-    Send,
-    /// atomic compare and swap, 8 bytes
-    Cas,
-    /// atomic fetch and add, 8 bytes
-    Faa,
-}
-
-impl Operation {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Write => "write",
-            Self::Read => "read",
-            Self::Send => "send",
-            Self::Cas => "cas",
-            Self::Faa => "faa",
-        }
-    }
-
-    /// Whether it is an atomic.
-    pub fn is_atomic(self) -> bool {
-        matches!(self, Self::Cas | Self::Faa)
-    }
-}
-
-/// How to measure it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// latency: one at a time, each timed
-    Lat,
-    /// bandwidth: many outstanding, large
-    Bw,
-    /// operations per second: many outstanding, small, in batches
-    Rate,
-}
-
-impl Mode {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lat => "lat",
-            Self::Bw => "bw",
-            Self::Rate => "rate",
-        }
-    }
-}
+/// Largest region that tests use: what one registration can have.
+const LARGEST_REGION: usize = 2 * LARGEST_MESSAGE;
+/// How long to measure, where nothing is said.
+const DURATION: Duration = Duration::from_secs(2);
+/// Operations outstanding on a queue pair in an open loop, where memory allows.
+const OPEN_DEPTH: u32 = 32;
+/// Memory that the slots of an open loop may take by default, in bytes.
+const OPEN_FOOTPRINT: usize = 64 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
   holdfast bench write lat                      8-byte RDMA WRITE latency, emulated NIC
-  holdfast bench read bw --size 1M              READ bandwidth with 1 MiB messages
+  holdfast bench write lat --rate 100K          the same at 100,000 a second, whatever happens
+  holdfast bench read bw --size 4K,64K,1M       READ bandwidth by size
+  holdfast bench mixed bw --reads 70 --bidirectional
+                                                reads and writes, both ways
   holdfast bench write rate --batch 32 --json   operations a second, for a program to read
+  holdfast bench write lat --html report.html --hdr latencies.hlog
+                                                a report for the browser, a log for other tools
+  holdfast bench write lat --repeat 5 --json >before.json
+  holdfast bench compare before.json after.json five runs each, and whether they differ
   holdfast bench write lat --region /data/scratch:0+2M
                                                 into a file, which is overwritten
 
@@ -80,28 +42,50 @@ arguments:
   holdfast bench send lat --device vfio-user:/tmp/b.sock --connect 127.0.0.1:18515
 
 Latency of write and send is half of a round trip: one side writes, the other sees its memory
-change and writes back. Latency of read, cas and faa is from posting to completion.
+change and writes back. Latency of read, cas and faa is from posting to completion. With --rate it
+is the whole round trip, from the time at which it was meant to start.
 
 A device that carries out only SEND and RECV (QEMU 7.2's own pvrdma) can be measured with send.";
 
 /// Arguments of `holdfast bench`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(subcommand_negates_reqs = true)]
+pub struct BenchCommand {
+    /// What else it does.
+    #[command(subcommand)]
+    pub other: Option<Other>,
+
+    /// What it measures.
+    #[command(flatten)]
+    pub measure: BenchOptions,
+}
+
+/// What `holdfast bench` does beside measuring.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Other {
+    /// Say whether two measurements (files of --json) differ by more than their noise
+    Compare(CompareOptions),
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Args)]
 pub struct BenchOptions {
     /// What to measure
-    #[arg(value_name = "OP")]
-    pub op: Operation,
+    #[arg(value_name = "OP", required = true)]
+    pub op: Option<Operation>,
 
     /// How to measure it
-    #[arg(value_name = "MODE")]
-    pub mode: Mode,
+    #[arg(value_name = "MODE", required = true)]
+    pub mode: Option<Mode>,
 
+    /// Where.
     #[command(flatten)]
     pub endpoints: EndpointOptions,
 
-    /// Bytes of each operation, K and M allowed [default: 8; for bw 64K]
-    #[arg(long, value_parser = parse::size)]
-    pub size: Option<usize>,
+    /// Bytes of each operation, K and M allowed; several, one run each [default: 8; for bw 64K]
+    #[arg(long = "size", value_name = "SIZES", value_delimiter = ',', value_parser = parse::size)]
+    pub sizes: Vec<usize>,
 
     /// Stop after this many operations
     #[arg(long, conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..))]
@@ -111,7 +95,17 @@ pub struct BenchOptions {
     #[arg(long, value_name = "SECONDS", value_parser = parse::seconds)]
     pub duration: Option<Duration>,
 
-    /// Operations outstanding on each queue pair [default: 1 for lat, 128 for bw and rate]
+    /// lat: start operations at this rate, K and M allowed, whatever becomes of those before (an
+    /// open loop) [default: start one when the one before is done]
+    #[arg(long, value_name = "PER_SECOND", value_parser = parse::rate)]
+    pub rate: Option<f64>,
+
+    /// lat of write: count until the peer's answer is here, or until the completion is
+    #[arg(long, value_enum, value_name = "END")]
+    pub until: Option<Until>,
+
+    /// Operations outstanding on each queue pair [default: 1 for lat, 32 at most for lat at a
+    /// --rate, 128 for bw and rate]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub depth: Option<u32>,
 
@@ -123,50 +117,52 @@ pub struct BenchOptions {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub batch: Option<u32>,
 
+    /// bw, rate: both ends send at the same time
+    #[arg(long)]
+    pub bidirectional: bool,
+
+    /// mixed: so many of 100 operations read, the others write [default: 50]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub reads: Option<u32>,
+
+    /// Measure so many times, each with ends and a NIC of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+
     /// Memory the peer reaches, which is overwritten: anon, memfd, hugetlb or [fsdax:]FILE[:OFFSET+LEN]
     #[arg(long, default_value = "memfd", value_name = "SOURCE")]
     pub region: Source,
 
+    /// Write a report for the browser to this file
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
+    /// lat: write the latencies to this file, as an HdrHistogram log (V2, in nanoseconds)
+    #[arg(long, value_name = "FILE")]
+    pub hdr: Option<PathBuf>,
+
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-}
 
-/// A combination that makes sense, every value filled in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
-    /// What.
-    pub op: Operation,
-    /// How.
-    pub mode: Mode,
-    /// Bytes of each operation.
-    pub size: usize,
-    /// Operations outstanding on each queue pair.
-    pub depth: u32,
-    /// Queue pairs.
-    pub qps: u32,
-    /// Operations per doorbell.
-    pub batch: u32,
-    /// When to stop.
-    pub stop: Stop,
-}
-
-/// When a measurement ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// After so many operations.
-    Iterations(u64),
-    /// After so long.
-    Time(Duration),
+    /// Print the lines that perftest prints, for scripts that read those
+    #[arg(long, conflicts_with = "json")]
+    pub perftest_compat: bool,
 }
 
 impl BenchOptions {
-    /// Checks the combination and fills in what was not given.
-    pub fn plan(&self) -> Result<Plan, String> {
-        let (op, mode) = (self.op, self.mode);
-        let lat = mode == Mode::Lat;
+    /// Checks the combination and fills in what was not given: a plan for each size.
+    pub fn plans(&self) -> Result<Vec<Plan>, String> {
+        let (Some(op), Some(mode)) = (self.op, self.mode) else {
+            return Err("say what to measure: <OP> <MODE>".to_owned());
+        };
         let natural = if mode == Mode::Bw && !op.is_atomic() { 64 << 10 } else { 8 };
-        let size = self.size.unwrap_or(natural);
+        let sizes = if self.sizes.is_empty() { &[natural][..] } else { &self.sizes };
+        sizes.iter().map(|size| self.plan(op, mode, *size)).collect()
+    }
+
+    fn plan(&self, op: Operation, mode: Mode, size: usize) -> Result<Plan, String> {
+        let lat = mode == Mode::Lat;
         if op.is_atomic() && size != 8 {
             return Err(format!("{} works on 8 bytes; leave --size {size} away", op.name()));
         }
@@ -179,80 +175,72 @@ impl BenchOptions {
                  region of at most 1 GiB; give at most 512M"
             ));
         }
-        let depth = self.depth.unwrap_or(if lat { 1 } else { 128 });
+        let only = |what: &str, right: bool| match right {
+            true => Ok(()),
+            false => Err(format!("{what}; see 'holdfast bench --help'")),
+        };
+        only("--rate is for lat", self.rate.is_none() || lat)?;
+        only("--hdr is for lat", self.hdr.is_none() || lat)?;
+        only("--bidirectional is for bw and rate", !self.bidirectional || !lat)?;
+        only("--until is for write lat", self.until.is_none() || lat && op == Operation::Write)?;
+        only("--reads is for mixed", self.reads.is_none() || op == Operation::Mixed)?;
+        let open = self.rate.is_some();
+        let room = OPEN_FOOTPRINT / size.next_multiple_of(64);
+        let depth = self.depth.unwrap_or(match (lat, open) {
+            (true, true) => OPEN_DEPTH.min(room as u32).max(1),
+            (true, false) => 1,
+            (false, _) => 128,
+        });
         let batch = self.batch.unwrap_or_else(|| match mode {
             Mode::Lat => 1,
             Mode::Bw => 8.min(depth),
             Mode::Rate => 32.min(depth),
         });
-        if lat && (depth != 1 || batch != 1 || self.qps != 1) {
+        if lat && (batch != 1 || depth != 1 && !open) {
             return Err(
-                "lat has one operation under way at a time; --depth, --batch and --qps are for \
-                 bw and rate"
+                "lat has one operation under way at a time, or with --rate up to --depth, each with \
+                 a doorbell of its own; --batch is for bw and rate"
                     .to_owned(),
             );
         }
         if batch > depth {
             return Err(format!("--batch {batch} cannot be posted with --depth {depth}"));
         }
-        let stop = match (self.iters, self.duration) {
-            (Some(iters), _) => Stop::Iterations(iters),
-            (None, duration) => Stop::Time(duration.unwrap_or(Duration::from_secs(2))),
+        let until = match (op, self.until) {
+            (Operation::Write, until) => until.unwrap_or(Until::Echo),
+            (Operation::Send, _) => Until::Echo,
+            _ => Until::Completion,
         };
-        Ok(Plan { op, mode, size, depth, qps: self.qps, batch, stop })
-    }
-}
-
-impl Plan {
-    /// What both sides must agree on.
-    pub fn purpose(&self) -> String {
-        let stop = match self.stop {
-            Stop::Iterations(iters) => format!("iters {iters}"),
-            Stop::Time(time) => format!("duration {}", time.as_secs_f64()),
-        };
-        format!(
-            "bench {} {} size {} depth {} qps {} batch {} {stop}",
-            self.op.name(),
-            self.mode.name(),
-            self.size,
-            self.depth,
-            self.qps,
-            self.batch
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_sides_must_agree_on_all_of_the_plan() {
-        let plan = Plan {
-            op: Operation::Send,
-            mode: Mode::Rate,
-            size: 8,
-            depth: 128,
-            qps: 2,
-            batch: 32,
-            stop: Stop::Iterations(1000),
-        };
-        let others = [
-            Plan { op: Operation::Write, ..plan },
-            Plan { mode: Mode::Bw, ..plan },
-            Plan { size: 9, ..plan },
-            Plan { depth: 64, ..plan },
-            Plan { qps: 1, ..plan },
-            Plan { batch: 8, ..plan },
-            Plan { stop: Stop::Iterations(1001), ..plan },
-            Plan { stop: Stop::Time(Duration::from_secs(2)), ..plan },
-            Plan { stop: Stop::Time(Duration::from_millis(2500)), ..plan },
-        ];
-        for (i, other) in others.iter().enumerate() {
-            assert_ne!(other.purpose(), plan.purpose());
-            for earlier in &others[..i] {
-                assert_ne!(other.purpose(), earlier.purpose());
+        let stop = match (self.iters, self.duration, self.rate) {
+            (Some(iters), ..) => Stop::Iterations(iters),
+            (None, duration, Some(rate)) => {
+                let seconds = duration.unwrap_or(DURATION).as_secs_f64();
+                Stop::Iterations((rate * seconds).max(1.0) as u64)
             }
+            (None, duration, None) => Stop::Time(duration.unwrap_or(DURATION)),
+        };
+        let plan = Plan {
+            op,
+            mode,
+            size,
+            depth,
+            qps: self.qps,
+            batch,
+            stop,
+            pace: self.rate.map_or(Pace::Closed, Pace::Open),
+            until,
+            bidirectional: self.bidirectional,
+            reads: self.reads.unwrap_or(50),
+        };
+        let bytes = Layout::new(&plan).bytes();
+        if bytes > LARGEST_REGION {
+            return Err(format!(
+                "{depth} operations of {size} bytes on each of {} queue pairs need {bytes} bytes of \
+                 memory on each side, and a region has at most 1 GiB; give a smaller --depth, --qps \
+                 or --size",
+                self.qps
+            ));
         }
+        Ok(plan)
     }
 }

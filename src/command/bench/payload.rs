@@ -1,8 +1,9 @@
 //! What the operations carry, and whether it arrived.
 
-use super::options::{Mode, Operation, Plan};
-use super::{INLINE, Layout};
-use crate::command::endpoints::Session;
+use super::layout::Layout;
+use super::measure::INLINE;
+use super::plan::{Mode, Operation, Plan};
+use crate::command::endpoints::{End, Session};
 
 /// Writes a pattern where payloads come from, and zeroes where they go.
 pub fn prepare(session: &Session, plan: &Plan, layout: Layout) -> anyhow::Result<()> {
@@ -37,10 +38,20 @@ pub fn wrong(session: &Session, plan: &Plan, layout: Layout, iters: u64) -> anyh
     if plan.op.is_atomic() || plan.mode == Mode::Lat && plan.size <= INLINE {
         return Ok(0);
     }
-    let (from, to) = match plan.op {
-        Operation::Read => (passive, active),
-        _ => (active, passive),
+    let iters = if plan.bidirectional { iters / 2 } else { iters };
+    let used = slots_used(plan, layout, iters);
+    let mut wrong = match plan.op {
+        Operation::Read => differing(passive, active, plan, layout, used)?,
+        _ => differing(active, passive, plan, layout, used)?,
     };
+    if plan.bidirectional || plan.op == Operation::Mixed {
+        wrong += differing(passive, active, plan, layout, used)?;
+    }
+    Ok(wrong)
+}
+
+/// Slots that arrived wrong, and how many fewer than `used` arrived at all.
+fn differing(from: &End, to: &End, plan: &Plan, layout: Layout, used: u64) -> anyhow::Result<u64> {
     let (mut sent, mut arrived) = (vec![0; plan.size], vec![0; plan.size]);
     let (mut wrong, mut unused) = (0, 0);
     for slot in 0..layout.slots {
@@ -52,18 +63,19 @@ pub fn wrong(session: &Session, plan: &Plan, layout: Layout, iters: u64) -> anyh
             wrong += u64::from(arrived != sent);
         }
     }
-    let used = layout.slots as u64 - unused;
-    Ok(wrong + slots_used(plan, layout, iters).saturating_sub(used))
+    Ok(wrong + used.saturating_sub(layout.slots as u64 - unused))
 }
 
-/// Slots that so many operations use at least.
+/// Slots that so many operations in one direction use at least.
 fn slots_used(plan: &Plan, layout: Layout, iters: u64) -> u64 {
     let slots = (layout.slots as u64).min(iters);
     match (plan.op, plan.mode) {
         // The busiest queue pair had its share, and its receives were posted in order.
         (Operation::Send, Mode::Bw | Mode::Rate) => {
-            slots.min(iters.div_ceil(u64::from(plan.qps))).min(2 * u64::from(plan.depth))
+            slots.min(iters.div_ceil(u64::from(plan.qps))).min(u64::from(plan.recv_depth()))
         }
+        // Which slots are written and which read depends on the proportion.
+        (Operation::Mixed, _) => 0,
         // In order, by all queue pairs together.
         _ => slots,
     }
@@ -71,7 +83,7 @@ fn slots_used(plan: &Plan, layout: Layout, iters: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{plan, session};
+    use super::super::measure::tests::{plan, session};
     use super::*;
 
     #[test]

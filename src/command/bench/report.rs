@@ -1,16 +1,60 @@
-//! What a measurement came to: one object for `--json`, a table for people.
-
-use std::fmt::Write as _;
+//! What measurements came to: one object for `--json`, which the other forms are made from too.
 
 use serde::Serialize;
 
-use super::options::{Mode, Operation};
-use crate::command::histogram::{Percentiles, human_bytes, human_ns};
+use super::BenchOptions;
+use super::details::LatencyDetails;
+use super::disturbance::Disturbance;
+use super::jitter::Jitter;
+use super::latency::Timed;
+use super::latency::null::Overhead;
+use super::measure::{Baseline, Measured};
+use super::plan::{Mode, Operation, Pace, Plan};
+use crate::command::affinity::Placement;
+use crate::command::clock::Clock;
+use crate::command::histogram::Percentiles;
+use crate::command::interrupt;
 use crate::command::machine::Machine;
 
-/// The result of one run. Field names are part of the command's interface.
-#[derive(Debug, Clone, Serialize)]
+/// Version of the fields: raised when one changes its meaning or goes, not when one is added.
+pub const SCHEMA_VERSION: u32 = 2;
+
+/// All runs of one command. Field names are part of the command's interface.
+#[derive(Debug, Serialize)]
 pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The program and its version.
+    pub program: String,
+    /// When the first run began, in seconds since 1970.
+    pub started: f64,
+    /// What it ran on.
+    pub machine: Machine,
+    /// What the measuring loops read, and what that costs.
+    pub clock: ClockFacts,
+    /// Each run, in order: sizes in turns, and all of them as often as was asked.
+    pub runs: Vec<Run>,
+}
+
+/// The clock of the measuring loops.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct ClockFacts {
+    /// `rdtsc`, where the processor's counter has one rate and never stops; else `clock_gettime`.
+    pub name: &'static str,
+    /// What one reading costs, in nanoseconds.
+    pub reading_ns: f64,
+}
+
+impl ClockFacts {
+    /// Measures them.
+    pub fn of(clock: &Clock) -> Self {
+        Self { name: clock.name(), reading_ns: clock.cost_ns() }
+    }
+}
+
+/// The result of one run.
+#[derive(Debug, Serialize)]
+pub struct Run {
     /// What was measured.
     pub op: Operation,
     /// How.
@@ -24,20 +68,30 @@ pub struct Report {
     /// Work completions that were not successes (the first ends the measurement), and payloads
     /// that came out wrong or never arrived.
     pub errors: u64,
-    /// Latencies (`lat`). For write and send this is half of the round trip.
+    /// Latencies (`lat`), of what `latency_of` says.
     #[serde(flatten)]
     pub latency: Option<Percentiles>,
+    /// More of them (`lat`).
+    #[serde(flatten)]
+    pub more: Option<LatencyDetails>,
     /// Throughput (`bw`, `rate`).
     #[serde(flatten)]
     pub throughput: Option<Throughput>,
     /// Measured time in seconds.
     pub seconds: f64,
+    /// When it began, in seconds since the report's `started`.
+    pub began_s: f64,
     /// Outstanding operations per queue pair.
     pub depth: u32,
     /// Queue pairs.
     pub qps: u32,
     /// Operations per doorbell.
     pub batch: u32,
+    /// Whether both ends sent (`bw`, `rate`).
+    pub bidirectional: bool,
+    /// Of 100 operations, so many read (`mixed`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reads_percent: Option<u32>,
     /// Region, as it was given.
     pub region: String,
     /// What kind of memory it is.
@@ -49,7 +103,7 @@ pub struct Report {
     /// Round trip of a cache line between those two processors (`lat`), median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_line_ping_pong_ns: Option<f64>,
-    /// `p50_ns` over that.
+    /// `p50_ns` over that, in a closed loop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio_to_ping_pong: Option<f64>,
     /// Speed of a plain copy of the same blocks by one thread (`bw`).
@@ -58,10 +112,22 @@ pub struct Report {
     /// `gbit_per_s` in percent of that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent_of_memcpy: Option<f64>,
+    /// What the core alone does to a thread (`lat`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Jitter>,
+    /// What disturbed the measuring thread meanwhile.
+    pub disturbance: Disturbance,
+    /// What the measuring itself costs, measured on a null device (`lat`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Overhead>,
     /// Whether the run was cut short by a signal.
     pub interrupted: bool,
-    /// What it ran on.
-    pub machine: Machine,
+    /// Whether the other process has the result.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
+    /// The latencies as they were recorded, for the HdrHistogram log.
+    #[serde(skip)]
+    pub recorded: Option<Timed>,
 }
 
 /// Bytes and operations per second.
@@ -81,112 +147,162 @@ impl Throughput {
     }
 }
 
-impl Report {
-    /// The table for people; `bars` is a drawing of the latencies.
-    pub fn table(&self, bars: Option<&str>) -> String {
-        let mut text = String::new();
-        let _ = writeln!(
-            text,
-            "{} {}, {} on {} ({})",
-            self.op.name(),
-            self.mode.name(),
-            human_bytes(self.size as u64),
-            self.device,
-            self.region_kind
-        );
-        let mut row = |name: &str, value: String| {
-            let _ = writeln!(text, "  {name:<14} {value}");
-        };
-        row("operations", format!("{} in {:.2} s", self.iters, self.seconds));
-        row("errors", self.errors.to_string());
-        if let Some(p) = &self.latency {
-            row("p50", human_ns(p.p50_ns));
-            row("p90", human_ns(p.p90_ns));
-            row("p99", human_ns(p.p99_ns));
-            row("p99.9", human_ns(p.p999_ns));
-            row("max", human_ns(p.max_ns));
+impl Run {
+    /// Everything about one run.
+    pub fn new(
+        plan: &Plan,
+        options: &BenchOptions,
+        placement: Placement,
+        baseline: &Baseline,
+        measured: Measured,
+        began_s: f64,
+    ) -> Self {
+        let here = !measured.elsewhere;
+        let timed = measured.timed.as_ref().filter(|_| here);
+        let more = timed
+            .map(|timed| LatencyDetails::new(plan, &measured, timed, baseline.jitter.as_ref()));
+        let latency = timed
+            .zip(more.as_ref())
+            .map(|(timed, more)| timed.recorded.all.percentiles().scaled(more.latency_of.share()));
+        let throughput = (plan.mode != Mode::Lat)
+            .then(|| Throughput::new(measured.iters, plan.size, measured.seconds));
+        // What waits for its turn has nothing to do with a cache line.
+        let closed = latency.filter(|_| plan.pace == Pace::Closed);
+        let ratio = closed.zip(baseline.cache_line_ns).map(|(l, line)| l.p50_ns / line);
+        let percent =
+            throughput.zip(baseline.memcpy_gbit_per_s).map(|(t, copy)| t.gbit_per_s / copy * 100.0);
+        Self {
+            op: plan.op,
+            mode: plan.mode,
+            size: plan.size,
+            iters: measured.iters,
+            device: options.endpoints.device.name(),
+            errors: measured.errors,
+            latency,
+            more,
+            throughput,
+            seconds: measured.seconds,
+            began_s,
+            depth: plan.depth,
+            qps: plan.qps,
+            batch: plan.batch,
+            bidirectional: plan.bidirectional,
+            reads_percent: (plan.op == Operation::Mixed).then_some(plan.reads),
+            region: options.region.to_string(),
+            region_kind: measured.region_kind,
+            cpu: placement.bench,
+            nic_cpu: placement.nic,
+            cache_line_ping_pong_ns: baseline.cache_line_ns,
+            ratio_to_ping_pong: ratio,
+            memcpy_gbit_per_s: baseline.memcpy_gbit_per_s,
+            percent_of_memcpy: percent,
+            jitter: baseline.jitter,
+            disturbance: measured.disturbance,
+            overhead: baseline.overhead,
+            interrupted: interrupt::requested(),
+            elsewhere: measured.elsewhere,
+            recorded: measured.timed.filter(|_| here),
         }
-        if let Some(t) = &self.throughput {
-            row("bandwidth", format!("{:.2} Gbit/s", t.gbit_per_s));
-            row("rate", format!("{:.3} million operations/s", t.mops));
-        }
-        if let (Some(line), Some(ratio)) = (self.cache_line_ping_pong_ns, self.ratio_to_ping_pong) {
-            let value = format!("{} round trip; p50 is {ratio:.2} of it", human_ns(line));
-            row("cache line", value);
-        }
-        if let (Some(copy), Some(percent)) = (self.memcpy_gbit_per_s, self.percent_of_memcpy) {
-            row("memcpy", format!("{copy:.2} Gbit/s; bandwidth is {percent:.0} % of it"));
-        }
-        let cpu = |cpu: Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
-        row("cpu", format!("{}, NIC on {}", cpu(self.cpu), cpu(self.nic_cpu)));
-        row("machine", self.machine.summary());
-        if let Some(bars) = bars {
-            text.push('\n');
-            text.push_str(bars);
-        }
-        text
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use std::time::Duration;
+
+    use super::super::plan::{Stop, Until};
+    use super::super::recorder::Recorder;
     use super::*;
 
-    fn report() -> Report {
-        Report {
+    /// A run of a second with 100 round trips: 1 us, 2 us and so on, one every 10 ms.
+    pub fn run(size: usize) -> Run {
+        use super::super::latency::virtual_time::VirtualTime;
+        let time = VirtualTime::new();
+        let mut recorder = Recorder::new(&time, Duration::from_secs(1));
+        recorder.start(0);
+        (0..100).for_each(|at| recorder.record(at * 10_000_000 + 1, (at + 1) * 1000));
+        let timed = Timed { recorded: recorder.finish(), service: None, unfinished: 0 };
+        let plan = Plan {
             op: Operation::Write,
             mode: Mode::Lat,
-            size: 8,
-            iters: 1000,
-            device: "emulated".to_owned(),
-            errors: 0,
-            latency: Some(Percentiles { p50_ns: 500.0, ..Percentiles::default() }),
-            throughput: None,
-            seconds: 1.0,
+            size,
             depth: 1,
             qps: 1,
             batch: 1,
-            region: "memfd".to_owned(),
+            stop: Stop::Iterations(100),
+            pace: Pace::Closed,
+            until: Until::Echo,
+            bidirectional: false,
+            reads: 50,
+        };
+        let measured = Measured {
+            iters: 100,
+            seconds: 1.0,
+            errors: 0,
+            timed: Some(timed),
+            phases: None,
+            disturbance: Disturbance::default(),
             region_kind: "memfd".to_owned(),
-            cpu: Some(1),
-            nic_cpu: None,
-            cache_line_ping_pong_ns: Some(250.0),
-            ratio_to_ping_pong: Some(2.0),
-            memcpy_gbit_per_s: None,
-            percent_of_memcpy: None,
-            interrupted: false,
+            elsewhere: false,
+        };
+        let baseline = Baseline { cache_line_ns: Some(250.0), ..Baseline::default() };
+        let options = options(&["write", "lat"]);
+        let placement = Placement { bench: Some(1), nic: None };
+        Run::new(&plan, &options, placement, &baseline, measured, 0.25)
+    }
+
+    /// What these arguments mean.
+    pub fn options(args: &[&str]) -> BenchOptions {
+        use clap::{Args as _, FromArgMatches as _};
+        let command = BenchOptions::augment_args(clap::Command::new("bench").no_binary_name(true));
+        BenchOptions::from_arg_matches(&command.get_matches_from(args)).unwrap()
+    }
+
+    /// A report of these runs.
+    pub fn report(runs: Vec<Run>) -> Report {
+        Report {
+            schema_version: SCHEMA_VERSION,
+            program: "holdfast test".to_owned(),
+            started: 1_700_000_000.0,
             machine: Machine::read(),
+            clock: ClockFacts { name: "rdtsc", reading_ns: 7.0 },
+            runs,
         }
     }
 
     #[test]
     fn the_object_has_the_promised_fields() {
-        let latency = serde_json::to_value(report()).unwrap();
-        let common = ["op", "mode", "size", "iters", "device", "errors", "machine"];
-        for field in common.iter().chain(&["p50_ns", "p99_ns", "p999_ns", "max_ns"]) {
-            assert!(latency.get(field).is_some(), "{field} is missing");
+        let json = serde_json::to_value(report(vec![run(8)])).unwrap();
+        assert_eq!(json["schema_version"], 2);
+        let run = &json["runs"][0];
+        for field in ["op", "mode", "size", "iters", "device", "errors", "qps", "disturbance"] {
+            assert!(run.get(field).is_some(), "{field} is missing");
         }
         for fact in ["kernel", "cpu", "governor", "clock_source"] {
-            assert!(latency["machine"].get(fact).is_some(), "{fact} is missing");
+            assert!(json["machine"].get(fact).is_some(), "{fact} is missing");
         }
-        assert_eq!((&latency["op"], &latency["mode"]), (&"write".into(), &"lat".into()));
-        assert!(latency.get("mops").is_none());
-        let throughput = Some(Throughput::new(2_000_000, 1000, 2.0));
-        let bandwidth = Report { latency: None, throughput, mode: Mode::Bw, ..report() };
-        let bandwidth = serde_json::to_value(bandwidth).unwrap();
-        assert_eq!((&bandwidth["gbit_per_s"], &bandwidth["mops"]), (&8.0.into(), &1.0.into()));
-        assert!(bandwidth.get("p50_ns").is_none());
-    }
-
-    #[test]
-    fn the_table_names_the_ratio() {
-        let table = report().table(Some("bars\n"));
-        assert!(table.contains("250 ns round trip; p50 is 2.00 of it"), "{table}");
-        assert!(table.ends_with("bars\n"));
+        assert_eq!((&run["op"], &run["mode"]), (&"write".into(), &"lat".into()));
+        assert!(run.get("mops").is_none());
+        // Half and full, both labelled.
+        assert_eq!(run["latency_of"], "half_round_trip");
+        assert_eq!((&run["max_ns"], &run["round_trip"]["max_ns"]), (&5e4.into(), &1e5.into()));
+        for field in ["p50_ns", "p9999_ns", "p99999_ns", "mean_ns", "stdev_ns"] {
+            let (half, whole) = (run[field].as_f64(), run["round_trip"][field].as_f64());
+            assert_eq!(half.map(|half| half * 2.0), whole, "{field}");
+        }
+        assert_eq!(run["slices"].as_array().map(Vec::len), Some(100));
+        assert_eq!(run["slices"][99]["max_ns"], 5e4);
+        assert_eq!(
+            (run["worst"][0]["ns"].as_f64(), run["curve"][0][0].as_f64()),
+            (Some(5e4), Some(0.0))
+        );
+        assert!((run["ratio_to_ping_pong"].as_f64().unwrap() - 100.0).abs() < 0.2, "{run}");
     }
 
     #[test]
     fn no_time_is_no_throughput() {
         assert_eq!(Throughput::new(5, 8, 0.0).mops, 0.0);
+        let Throughput { gbit_per_s, mops } = Throughput::new(2_000_000, 1000, 2.0);
+        assert_eq!((gbit_per_s, mops), (8.0, 1.0));
     }
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use super::pingpong::{fill, is};
-use crate::command::clock::Clock;
+use crate::command::clock::{Clock, Time as _};
 use crate::command::endpoints::{DeviceOptions, End, EndpointOptions, Session, Shape, wait_for};
 use crate::command::histogram::{Latencies, Percentiles, human_bytes, human_ns};
 use crate::command::machine::Machine;

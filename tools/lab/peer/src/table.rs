@@ -85,7 +85,7 @@ pub fn run(folder: &Path, json: &Path) -> Result<()> {
             .with_context(|| format!("perftest printed no figure for {}", source.name))?;
         let text = read(&folder.join(format!("holdfast-{}.json", source.file)))?;
         let value: Value = serde_json::from_str(&text)?;
-        let holdfast = value[source.field]
+        let holdfast = value["runs"][0][source.field]
             .as_f64()
             .with_context(|| format!("holdfast bench printed no {}", source.field))?;
         let holdfast = holdfast * source.scale;

@@ -1,0 +1,101 @@
+//! A device that is done with everything at once: what the loops measure on it is their own doing.
+
+use std::hint::black_box;
+
+use super::{AnyExchange, Exchange, Outcome, Seen, closed};
+use crate::command::bench::plan::Stop;
+use crate::command::bench::recorder::Recorder;
+use crate::command::clock::{Clock, Time as _};
+use crate::command::histogram::Percentiles;
+use crate::command::patience::Patience;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Operations on the null device.
+const OPERATIONS: u64 = 200_000;
+
+/// What the measuring costs, by the loop that measures.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Overhead {
+    /// Part of every latency that is the tool's: what an operation that takes no time is measured
+    /// to take, median.
+    pub in_each_latency_ns: f64,
+    /// 99.9 % of those.
+    pub in_each_latency_p999_ns: f64,
+    /// The longest of those: this core's doing.
+    pub in_each_latency_max_ns: f64,
+    /// Time from one operation to the next that is the tool's, recording included, mean.
+    pub per_operation_ns: f64,
+}
+
+/// The null device.
+#[derive(Debug, Default)]
+pub struct Null {
+    posted: Option<u64>,
+}
+
+impl Exchange for Null {
+    #[inline(always)]
+    fn post(&mut self, n: u64) -> anyhow::Result<()> {
+        self.posted = black_box(Some(n));
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ring(&mut self, n: u64) {
+        black_box(n);
+    }
+
+    #[inline(always)]
+    fn look(&mut self) -> anyhow::Result<Seen> {
+        Ok(black_box(self.posted.take()).map_or(Seen::Nothing, Seen::Done))
+    }
+
+    fn blame(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+/// Measures the closed loop on the null device, on this thread. Takes some milliseconds.
+pub fn overhead(clock: &Clock) -> anyhow::Result<Overhead> {
+    let mut watch = Patience::new(Duration::from_secs(10));
+    let mut run = |operations| {
+        let mut recorder = Recorder::new(clock, Duration::from_millis(10));
+        let mut outcome = Outcome::default();
+        let mut null = AnyExchange::Null(Null::default());
+        let stop = Stop::Iterations(operations);
+        closed::run(clock, &mut null, 0, stop, &mut recorder, &mut watch, &mut outcome)?;
+        anyhow::Ok((recorder.finish().all.percentiles(), outcome))
+    };
+    run(OPERATIONS / 10)?;
+    let (p, outcome): (Percentiles, Outcome) = run(OPERATIONS)?;
+    Ok(Overhead {
+        in_each_latency_ns: p.p50_ns,
+        in_each_latency_p999_ns: p.p999_ns,
+        in_each_latency_max_ns: p.max_ns,
+        per_operation_ns: clock.ns(outcome.ticks) / outcome.done.max(1) as f64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_null_device_is_done_once_with_each() {
+        let mut null = Null::default();
+        assert_eq!(null.look().unwrap(), Seen::Nothing);
+        null.post(7).unwrap();
+        null.ring(7);
+        assert_eq!(null.look().unwrap(), Seen::Done(7));
+        assert_eq!(null.look().unwrap(), Seen::Nothing);
+    }
+
+    #[test]
+    fn measuring_costs_something_and_more_than_shows_in_a_latency() {
+        let overhead = overhead(&Clock::calibrate()).unwrap();
+        assert!(overhead.in_each_latency_ns > 0.0, "{overhead:?}");
+        assert!(overhead.per_operation_ns > overhead.in_each_latency_ns / 2.0, "{overhead:?}");
+    }
+}

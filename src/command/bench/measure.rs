@@ -1,0 +1,383 @@
+//! One measurement: what the hardware can do, the ends and the NIC, a warm-up, the loop itself, and
+//! for latency the phases of single operations.
+
+use std::time::Duration;
+
+use holdfast_dax::Source;
+
+use super::disturbance::{Counters, Disturbance};
+use super::jitter::Jitter;
+use super::latency::null::{self, Overhead};
+use super::latency::phases::Phases;
+use super::latency::{self, Recording, Timed};
+use super::layout::Layout;
+use super::plan::{Mode, Operation, Pace, Plan, Stop};
+use super::{baseline, payload, throughput};
+use crate::command::affinity::{self, Placement};
+use crate::command::clock::Clock;
+use crate::command::endpoints::{End, EndpointOptions, Session, Shape};
+use crate::command::interrupt;
+
+/// How long to warm up.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// How long to warm up in operations, where both sides must count.
+const WARM_UP_OPERATIONS: u64 = 2000;
+/// Longest payload that a latency test puts into the ring itself.
+pub const INLINE: usize = 64;
+/// Operations that are taken apart at most; one in ten of those measured.
+const PHASE_OPERATIONS: u64 = 20_000;
+/// How long the core alone is looked at: an eighth of the measurement, within these bounds.
+const JITTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long a measurement may be that counts operations, for all that is known beforehand.
+const UNKNOWN: Duration = Duration::from_secs(24 * 3600);
+
+/// What one measurement came to.
+#[derive(Debug)]
+pub struct Measured {
+    /// Operations.
+    pub iters: u64,
+    /// Seconds they took.
+    pub seconds: f64,
+    /// Work completions that were not successes, and payloads that came out wrong.
+    pub errors: u64,
+    /// Latencies, in a latency test.
+    pub timed: Option<Timed>,
+    /// Phases of single operations, in a latency test.
+    pub phases: Option<Phases>,
+    /// What disturbed the measuring thread meanwhile.
+    pub disturbance: Disturbance,
+    /// What the region turned out to be.
+    pub region_kind: String,
+    /// Whether the other process has the result.
+    pub elsewhere: bool,
+}
+
+/// What the hardware and the tool can do.
+#[derive(Debug, Default)]
+pub struct Baseline {
+    /// Round trip of a cache line between the two processors, median (`lat`).
+    pub cache_line_ns: Option<f64>,
+    /// Speed of a plain copy (`bw`).
+    pub memcpy_gbit_per_s: Option<f64>,
+    /// What the core does to a thread that only looks at the clock (`lat`).
+    pub jitter: Option<Jitter>,
+    /// What the measuring costs (`lat`).
+    pub overhead: Option<Overhead>,
+}
+
+impl Baseline {
+    /// Measures what matters to the plan. Do it before the NIC starts, which would be in the way.
+    pub fn measure(plan: &Plan, clock: &Clock, placement: Placement) -> anyhow::Result<Self> {
+        let mut baseline = Self::default();
+        match plan.mode {
+            Mode::Lat => {
+                if let (Some(bench), Some(nic)) = (placement.bench, placement.nic) {
+                    baseline.cache_line_ns = baseline::cache_line_ping_pong(clock, (bench, nic))?;
+                }
+                let time = plan.duration().unwrap_or_default() / 8;
+                let time = time.clamp(JITTER.0, JITTER.1);
+                baseline.jitter = Some(Jitter::measure(clock, placement.bench, time)?);
+                baseline.overhead = Some(overhead(clock, placement.bench)?);
+            }
+            Mode::Bw => {
+                let layout = Layout::new(plan);
+                let speed = baseline::memcpy(placement.bench, plan.size, layout.slots)?;
+                baseline.memcpy_gbit_per_s = Some(speed);
+            }
+            Mode::Rate => {}
+        }
+        Ok(baseline)
+    }
+}
+
+/// The null device, on a thread of its own: the NIC's process would inherit this one's processor.
+fn overhead(clock: &Clock, cpu: Option<usize>) -> anyhow::Result<Overhead> {
+    std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| {
+            cpu.map_or(Ok(()), affinity::pin)?;
+            null::overhead(clock)
+        });
+        measuring.join().map_err(|_| anyhow::anyhow!("the thread of the null device panicked"))?
+    })
+}
+
+/// What each end is made of.
+fn shape(plan: &Plan, layout: Layout, region: &Source) -> Shape {
+    let sends = plan.op == Operation::Send;
+    Shape {
+        purpose: plan.purpose(),
+        bytes: layout.bytes(),
+        region: region.clone(),
+        qps: plan.qps,
+        send_depth: plan.send_depth(),
+        recv_depth: plan.recv_depth(),
+        inline: if plan.echoes() && plan.size <= INLINE { INLINE as u32 } else { 0 },
+        one_sided: (!sends).then(|| plan.op.name()),
+        guard: None,
+    }
+}
+
+/// Brings the ends up, warms up and measures. Binds the calling thread to its processor while it
+/// does.
+pub fn measure(
+    endpoints: &EndpointOptions,
+    placement: Placement,
+    region: &Source,
+    plan: &Plan,
+    clock: &Clock,
+) -> anyhow::Result<Measured> {
+    let layout = Layout::new(plan);
+    let mut session = Session::start(endpoints, placement, &shape(plan, layout, region))?;
+    run(&mut session, plan, layout, clock, placement.bench)
+}
+
+/// Warms up and measures between these ends.
+fn run(
+    session: &mut Session,
+    plan: &Plan,
+    layout: Layout,
+    clock: &Clock,
+    cpu: Option<usize>,
+) -> anyhow::Result<Measured> {
+    payload::prepare(session, plan, layout)?;
+    let end = session.passive.as_ref().or(session.active.as_ref());
+    let region_kind = end.map(region_kind).unwrap_or_default();
+    let mut measured = Measured {
+        iters: 0,
+        seconds: 0.0,
+        errors: 0,
+        timed: None,
+        phases: None,
+        disturbance: Disturbance::default(),
+        region_kind,
+        elsewhere: session.active.is_none() && !plan.bidirectional,
+    };
+    if session.active.is_none() && !plan.both_work() {
+        // The peer does it all by itself.
+        let patience = plan.duration().unwrap_or(UNKNOWN);
+        session.line_up("ready", Duration::ZERO)?;
+        session.line_up("start", WARM_UP + 2 * patience)?;
+        session.line_up("measured", 2 * patience)?;
+        session.line_up("done", patience)?;
+        return Ok(measured);
+    }
+    let counted = plan.both_work() && session.exchange.is_some();
+    session.line_up("ready", Duration::ZERO)?;
+    let recording = self::recording(plan, clock, WARM_UP);
+    let warm = Loop::run(session, plan, layout, clock, warm_up(plan, counted), recording)?;
+    if warm.errors > 0 {
+        return Ok(Measured { errors: warm.errors, ..measured });
+    }
+    let stop = match plan.stop {
+        Stop::Time(time) if counted => agree(session, &warm, time)?,
+        stop => stop,
+    };
+    let expected = plan.duration().unwrap_or_else(|| warm.expected(plan.stop));
+    let recording = self::recording(plan, clock, expected);
+    session.line_up("start", Duration::ZERO)?;
+    let before = Counters::read(cpu);
+    let done = Loop::run(session, plan, layout, clock, stop, recording)?;
+    measured.disturbance = before.until(&Counters::read(cpu));
+    (measured.iters, measured.seconds, measured.errors) = (done.iters, done.seconds, done.errors);
+    if done.errors == 0 && !interrupt::requested() {
+        session.line_up("measured", Duration::ZERO)?;
+        if plan.mode == Mode::Lat && done.complete() {
+            let operations = phase_operations(stop, done.iters);
+            measured.phases = latency::take_apart(session, plan, layout, clock, operations)?;
+        }
+        session.line_up("done", Duration::ZERO)?;
+        measured.errors += payload::wrong(session, plan, layout, measured.iters)?;
+    }
+    measured.timed = done.timed;
+    Ok(measured)
+}
+
+fn recording(plan: &Plan, clock: &Clock, expected: Duration) -> Option<Recording> {
+    (plan.mode == Mode::Lat).then(|| Recording::new(plan, clock, expected))
+}
+
+/// How many operations to take apart: both sides must come to the same number.
+fn phase_operations(stop: Stop, done: u64) -> u64 {
+    let measured = match stop {
+        Stop::Iterations(iters) => iters,
+        Stop::Time(_) => done,
+    };
+    (measured / 10).clamp(1, PHASE_OPERATIONS)
+}
+
+/// When the warm-up ends. An open loop warms up at its rate.
+fn warm_up(plan: &Plan, counted: bool) -> Stop {
+    match (plan.stop, plan.pace) {
+        (Stop::Iterations(iters), Pace::Open(rate)) => {
+            let operations = (rate * WARM_UP.as_secs_f64()) as u64;
+            Stop::Iterations(operations.clamp(1, iters))
+        }
+        _ if counted => Stop::Iterations(WARM_UP_OPERATIONS),
+        (Stop::Iterations(iters), _) => Stop::Iterations((iters / 10).clamp(1, WARM_UP_OPERATIONS)),
+        (Stop::Time(time), _) => Stop::Time(WARM_UP.min(time)),
+    }
+}
+
+/// What a loop came to, of either kind.
+struct Loop {
+    iters: u64,
+    seconds: f64,
+    errors: u64,
+    timed: Option<Timed>,
+}
+
+impl Loop {
+    fn run(
+        session: &mut Session,
+        plan: &Plan,
+        layout: Layout,
+        clock: &Clock,
+        stop: Stop,
+        recording: Option<Recording>,
+    ) -> anyhow::Result<Self> {
+        Ok(match recording {
+            Some(recording) => {
+                let run = latency::run(session, plan, layout, clock, stop, recording)?;
+                let latency::Run { iters, seconds, errors, timed } = run;
+                Self { iters, seconds, errors, timed: Some(timed) }
+            }
+            None => {
+                let run = throughput::run(session, plan, layout, clock, stop)?;
+                let throughput::Run { iters, seconds, errors } = run;
+                Self { iters, seconds, errors, timed: None }
+            }
+        })
+    }
+
+    /// How long so many operations will take.
+    fn expected(&self, stop: Stop) -> Duration {
+        match stop {
+            Stop::Iterations(iters) => {
+                let each = self.seconds / self.iters.max(1) as f64;
+                Duration::from_secs_f64((each * iters as f64).min(1e7))
+            }
+            Stop::Time(time) => time,
+        }
+    }
+
+    /// Whether nothing is under way any more.
+    fn complete(&self) -> bool {
+        self.timed.as_ref().is_none_or(|timed| timed.unfinished == 0)
+    }
+}
+
+fn region_kind(end: &End) -> String {
+    end.region.memory().kind().to_string()
+}
+
+/// Turns a time into a number of operations, which the active side decides.
+fn agree(session: &mut Session, warm: &Loop, time: Duration) -> anyhow::Result<Stop> {
+    let active = session.active.is_some();
+    let Some(exchange) = &mut session.exchange else { return Ok(Stop::Time(time)) };
+    if active {
+        let each = (warm.seconds / warm.iters.max(1) as f64).max(1e-9);
+        let iters = ((time.as_secs_f64() / each) as u64).max(1);
+        exchange.tell("iterations", iters)?;
+        Ok(Stop::Iterations(iters))
+    } else {
+        Ok(Stop::Iterations(exchange.hear("iterations")?.max(1)))
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::super::plan::Until;
+    use super::*;
+    use crate::command::endpoints::DeviceOptions;
+
+    pub fn plan(op: Operation, mode: Mode, size: usize, qps: u32, iters: u64) -> Plan {
+        let until = match op {
+            Operation::Write | Operation::Send => Until::Echo,
+            _ => Until::Completion,
+        };
+        Plan {
+            op,
+            mode,
+            size,
+            depth: if mode == Mode::Lat { 1 } else { 16 },
+            qps,
+            batch: 1,
+            stop: Stop::Iterations(iters),
+            pace: Pace::Closed,
+            until,
+            bidirectional: false,
+            reads: 30,
+        }
+    }
+
+    pub fn session(plan: &Plan) -> Session {
+        let devices = vec![holdfast::DeviceAddress::Emulated];
+        let device = DeviceOptions { devices, cpu: None, nic_cpu: None, in_process: true };
+        let options = EndpointOptions::local(device, Duration::from_secs(60));
+        let placement = Placement { bench: None, nic: None };
+        let shape = shape(plan, Layout::new(plan), &Source::Memfd);
+        Session::start(&options, placement, &shape).unwrap()
+    }
+
+    fn measure(plan: &Plan, change: impl FnOnce(&mut Session)) -> Measured {
+        let mut session = session(plan);
+        change(&mut session);
+        run(&mut session, plan, Layout::new(plan), &Clock::calibrate(), None).unwrap()
+    }
+
+    #[test]
+    fn payloads_that_arrived_are_right_wherever_they_landed() {
+        use Mode::{Bw, Lat, Rate};
+        use Operation::{Mixed, Read, Send, Write};
+        for (op, mode) in [
+            (Write, Rate),
+            (Read, Bw),
+            (Send, Rate),
+            (Mixed, Bw),
+            (Write, Lat),
+            (Send, Lat),
+            (Mixed, Lat),
+        ] {
+            for (size, qps, iters) in [(1, 3, 1005), (100, 1, 7), (4097, 3, 100)] {
+                let closed = plan(op, mode, size, qps, iters);
+                let other = match mode {
+                    Lat => Plan { pace: Pace::Open(1e5), depth: 5, ..closed },
+                    _ => Plan { bidirectional: true, ..closed },
+                };
+                for plan in [closed, other] {
+                    let measured = measure(&plan, |_| ());
+                    let both_ways = if plan.bidirectional { 2 } else { 1 };
+                    let expected = (both_ways * iters, 0);
+                    assert_eq!((measured.iters, measured.errors), expected, "{plan:?}");
+                    let phases = measured.phases.is_some();
+                    assert_eq!((phases, measured.timed.is_some()), (mode == Lat, mode == Lat));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_may_count_until_its_completion() {
+        for qps in [1, 3] {
+            let plan = plan(Operation::Write, Mode::Lat, 100, qps, 50);
+            let plan = Plan { until: Until::Completion, ..plan };
+            let measured = measure(&plan, |_| ());
+            assert_eq!((measured.iters, measured.errors), (50, 0));
+            assert_eq!(measured.timed.unwrap().recorded.all.len(), 50);
+        }
+    }
+
+    #[test]
+    fn a_request_that_fails_is_an_error_of_the_result() {
+        for (op, mode) in [
+            (Operation::Write, Mode::Rate),
+            (Operation::Read, Mode::Lat),
+            (Operation::Faa, Mode::Bw),
+        ] {
+            let plan = plan(op, mode, 8, 1, 50);
+            // No region has this key.
+            let measured = measure(&plan, |s| s.active.as_mut().unwrap().remote.rkey ^= 0xff00);
+            assert_eq!((measured.errors, measured.iters), (1, 0), "{plan:?}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The result of a run for people: a table, the phases, and a drawing of the latencies.
+
+use std::fmt::Write as _;
+
+use super::details::LatencyDetails;
+use super::report::{ClockFacts, Run};
+use crate::command::histogram::{Percentiles, human_bytes, human_ns};
+use crate::command::machine::Machine;
+
+/// Draws one run.
+pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
+    let mut text = headline(run);
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<14} {value}");
+    };
+    row("operations", format!("{} in {:.2} s", run.iters, run.seconds));
+    row("errors", run.errors.to_string());
+    if let (Some(p), Some(more)) = (&run.latency, &run.more) {
+        latency_rows(&mut row, p, more);
+    }
+    if let Some(t) = &run.throughput {
+        row("bandwidth", format!("{:.2} Gbit/s", t.gbit_per_s));
+        row("rate", format!("{:.3} million operations/s", t.mops));
+    }
+    if let Some(line) = run.cache_line_ping_pong_ns {
+        let ratio = run.ratio_to_ping_pong.map(|ratio| format!("; p50 is {ratio:.2} of it"));
+        row("cache line", format!("{} round trip{}", human_ns(line), ratio.unwrap_or_default()));
+    }
+    if let (Some(copy), Some(percent)) = (run.memcpy_gbit_per_s, run.percent_of_memcpy) {
+        row("memcpy", format!("{copy:.2} Gbit/s; bandwidth is {percent:.0} % of it"));
+    }
+    blame_rows(&mut row, run);
+    if let Some(overhead) = &run.overhead {
+        row(
+            "measuring",
+            format!(
+                "{} of each is the tool's own, {} from one to the next; a clock reading ({}) {}",
+                human_ns(overhead.in_each_latency_ns),
+                human_ns(overhead.per_operation_ns),
+                clock.name,
+                human_ns(clock.reading_ns),
+            ),
+        );
+    }
+    let cpu = |cpu: Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
+    row("cpu", format!("{}, NIC on {}", cpu(run.cpu), cpu(run.nic_cpu)));
+    row("machine", machine.summary());
+    if let Some(phases) = run.more.as_ref().and_then(|more| more.phases.as_ref()) {
+        let _ = writeln!(
+            text,
+            "\n  where the time goes ({} operations apart, {} each)",
+            phases.operations,
+            human_ns(phases.whole_p50_ns)
+        );
+        for phase in &phases.phases {
+            let (p50, p99) = (human_ns(phase.p50_ns), human_ns(phase.p99_ns));
+            let _ = writeln!(text, "    {:<12} {p50:>9}   p99 {p99:>9}", phase.name);
+        }
+    }
+    if let (Some(timed), Some(more)) = (&run.recorded, &run.more) {
+        let whole = if more.round_trip.is_some() { "round trips" } else { "latencies" };
+        let _ = write!(text, "\n  {whole}\n{}", timed.recorded.all.draw());
+    }
+    text
+}
+
+fn headline(run: &Run) -> String {
+    let reads = run.reads_percent.map(|reads| format!(", {reads} % reads")).unwrap_or_default();
+    let both = if run.bidirectional { ", both ways" } else { "" };
+    let qps = if run.qps > 1 { format!(", {} queue pairs", run.qps) } else { String::new() };
+    format!(
+        "{} {}, {}{reads}{both}{qps} on {} ({})\n",
+        run.op.name(),
+        run.mode.name(),
+        human_bytes(run.size as u64),
+        run.device,
+        run.region_kind
+    )
+}
+
+fn latency_rows(row: &mut impl FnMut(&str, String), p: &Percentiles, more: &LatencyDetails) {
+    if let Some(open) = &more.open {
+        row("rate", format!("{:.0}/s asked for, {:.0}/s done", open.rate, open.achieved));
+        if open.unfinished > 0 {
+            row("unfinished", format!("{}: the rate is not reached", open.unfinished));
+        }
+    }
+    let second = match (&more.round_trip, &more.open) {
+        (Some(whole), _) => Some(("round trip", whole)),
+        (None, Some(open)) => Some(("from the real start", &open.uncorrected)),
+        (None, None) => None,
+    };
+    let cell = |ns: f64| format!("{:<20}", human_ns(ns));
+    let second_name = second.map_or("", |(name, _)| name);
+    let first_name = match (more.round_trip.is_some(), more.open.is_some()) {
+        (true, _) => "half round trip",
+        (_, true) => "from intended start",
+        _ => "to completion",
+    };
+    row("", format!("{first_name:<20}{second_name}"));
+    for (name, at) in COLUMNS {
+        let other = second.map(|(_, p)| cell(at(p))).unwrap_or_default();
+        row(name, format!("{}{other}", cell(at(p))).trim_end().to_owned());
+    }
+}
+
+/// A figure of a distribution.
+type Figure = (&'static str, fn(&Percentiles) -> f64);
+
+const COLUMNS: [Figure; 10] = [
+    ("min", |p| p.min_ns),
+    ("p50", |p| p.p50_ns),
+    ("p90", |p| p.p90_ns),
+    ("p99", |p| p.p99_ns),
+    ("p99.9", |p| p.p999_ns),
+    ("p99.99", |p| p.p9999_ns),
+    ("p99.999", |p| p.p99999_ns),
+    ("max", |p| p.max_ns),
+    ("mean", |p| p.mean_ns),
+    ("deviation", |p| p.stdev_ns),
+];
+
+/// What long latencies may be put down to.
+fn blame_rows(row: &mut impl FnMut(&str, String), run: &Run) {
+    let Some(jitter) = &run.jitter else { return };
+    row(
+        "core alone",
+        format!(
+            "away for up to {}, {:.2} % of the time; 10 us and more {:.0} times a second",
+            human_ns(jitter.longest_ns),
+            jitter.lost_percent,
+            jitter.over_10us_per_s
+        ),
+    );
+    let reached = run.more.as_ref().and_then(|more| more.reached.iter().find(|at| at.0 == 1e4));
+    if let Some((_, per_s)) = reached {
+        row("", format!("(operations of 10 us and more: {per_s:.0} a second)"));
+    }
+    let d = &run.disturbance;
+    let interrupts: Vec<String> =
+        d.interrupts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    row(
+        "meanwhile",
+        format!(
+            "{} times off the core, {} page faults{}{}",
+            d.involuntary_switches,
+            d.minor_faults + d.major_faults,
+            d.stolen_ms.map(|ms| format!(", {ms:.0} ms stolen")).unwrap_or_default(),
+            if interrupts.is_empty() {
+                String::new()
+            } else {
+                format!(", interrupts: {}", interrupts.join(", "))
+            }
+        ),
+    );
+}
