@@ -12,6 +12,7 @@
 //! * A [`QueuePair`] posts requests that name [`Slice`]s of regions; a [`CompletionQueue`] tells
 //!   how they ended. Queues have one owner (`&mut`), so nothing on the fast path locks.
 //! * [`connect`] brings two peers together over TCP, as perftest does.
+//! * [`stats`] shows what a running process does, on a local socket.
 //!
 //! # Example
 //! Two NICs on threads of this process, and an RDMA WRITE from one to the other's memory:
@@ -74,6 +75,7 @@ mod protection_domain;
 mod queue_pair;
 mod region;
 mod shared_receive;
+pub mod stats;
 
 pub use address::{AddressError, DeviceAddress};
 pub use device::Device;

@@ -101,7 +101,7 @@ fn what_fails_ends_with_status_1_and_one_line() {
 
 #[test]
 fn help_teaches_with_examples() {
-    for command in ["bench", "nic", "demo", "pingpong", "devices", "bind", "unbind"] {
+    for command in ["bench", "top", "nic", "demo", "pingpong", "devices", "bind", "unbind"] {
         let output = holdfast(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{command}");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -35,5 +35,5 @@ pub use holdfast_dax::notify::{Cause, NotifierKind, Options as NotifierOptions, 
 pub use holdfast_iommu::Order;
 pub use policy::{Policy, Reaction};
 pub(crate) use region::Placement;
-pub use stream::Events;
+pub use stream::{Events, event_counts};
 pub(crate) use tie::Tie;

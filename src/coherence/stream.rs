@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::event::{Event, EventKind};
 use crate::lock::lock;
+
+/// Events published in this process so far, by kind.
+static PUBLISHED: [AtomicU64; EventKind::COUNT] = [const { AtomicU64::new(0) }; EventKind::COUNT];
+
+/// Events that the guards of this process have published so far, by kind, whoever read them.
+pub fn event_counts() -> [(EventKind, u64); EventKind::COUNT] {
+    let kinds = [EventKind::Breaking, EventKind::Broken, EventKind::Restored, EventKind::Lost];
+    kinds.map(|kind| (kind, PUBLISHED[kind as usize].load(Ordering::Relaxed)))
+}
 
 /// Events that a queue holds at least before it merges.
 const ROOM: usize = 1024;
@@ -81,6 +91,7 @@ impl Publisher {
 
     /// Hands an event to every subscription. Never waits for a reader.
     pub fn publish(&self, event: Event) {
+        PUBLISHED[event.kind as usize].fetch_add(1, Ordering::Relaxed);
         let inner = lock(&self.inner);
         for queue in &inner.queues {
             if let Some(queue) = queue.upgrade() {
@@ -233,8 +244,12 @@ mod tests {
     fn every_subscription_sees_every_event() {
         let publisher = Publisher::default();
         let (a, b) = (publisher.subscribe().unwrap(), publisher.subscribe().unwrap());
+        let lost = || event_counts().iter().find(|(kind, _)| *kind == EventKind::Lost).map(|c| c.1);
+        let before = lost();
         publisher.publish(event(1, EventKind::Lost, 0, 1));
         assert!(a.try_next().is_some() && b.try_next().is_some());
+        // Other tests of this process may have published as well.
+        assert!(lost() > before, "it is counted whoever reads it");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod endpoints;
 mod histogram;
 mod interrupt;
 mod keeper;
+mod live;
 mod machine;
 mod nic;
 mod parse;
@@ -18,6 +19,7 @@ mod patience;
 mod pingpong;
 mod restored;
 mod stall;
+mod top;
 mod watch;
 
 use std::fmt::Display;
@@ -40,6 +42,7 @@ Examples:
   holdfast bench write lat                        how fast is an 8-byte RDMA WRITE
   holdfast nic --socket /tmp/a.sock --socket /tmp/b.sock
                                                   serve two emulated NICs, joined
+  holdfast top                                    what do the running ones do
   holdfast devices                                which RDMA functions does this machine have
   holdfast bind 0000:03:00.1                      give one to this driver
 
@@ -83,11 +86,25 @@ enum Command {
     Watch(watch::WatchOptions),
     /// Measure how long file operations wait for a guard, and what a guard costs
     Stall(stall::StallOptions),
+    /// Show what running holdfast processes do: rates, latencies, misses, coherence events
+    Top(top::TopOptions),
     /// RDMA WRITE and READ a real file through an emulated NIC, and check every byte
     Demo(demo::DemoOptions),
     /// Hold a driver's layout pins and DMA containers beyond its death (started by the driver)
     #[command(hide = true)]
     Keeper,
+}
+
+impl Command {
+    /// Whether it works for a while, so that `holdfast top` can show it. (`nic` serves its counts
+    /// itself: they end with the NICs.)
+    fn works(&self) -> bool {
+        match self {
+            Self::Bench(command) => command.other.is_none(),
+            Self::Pingpong(_) | Self::Watch(_) | Self::Stall(_) | Self::Demo(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// A command line that parses but makes no sense; ends with exit status 2.
@@ -113,6 +130,7 @@ pub fn run() -> ExitCode {
     if let Err(error) = interrupt::watch() {
         tracing::warn!(%error, "Ctrl-C will end the command without tidying up");
     }
+    let _served = cli.command.works().then(live::serve).flatten();
     let done = match &cli.command {
         Command::Devices(options) => devices::run(options),
         Command::Bind(options) => bind::bind(options),
@@ -122,6 +140,7 @@ pub fn run() -> ExitCode {
         Command::Bench(options) => bench::run(options),
         Command::Watch(options) => watch::run(options),
         Command::Stall(options) => stall::run(options),
+        Command::Top(options) => top::run(options),
         Command::Demo(options) => demo::run(options),
         Command::Keeper => return keeper::run(),
     };

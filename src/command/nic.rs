@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use serde::Serialize;
 
-use super::{Usage, interrupt, parse};
+use super::{Usage, interrupt, live, parse};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -170,12 +171,18 @@ pub fn run(command: &NicCommand) -> anyhow::Result<ExitCode> {
     if let Some(parent) = command.parent {
         end_with(parent)?;
     }
-    let nic = NicProcess::start(command.options()?)?;
+    let nic = Arc::new(NicProcess::start(command.options()?)?);
+    let counted = Arc::downgrade(&nic);
+    live::stats()
+        .source(move || counted.upgrade().map(|nic| live::nic_counters(&nic)).unwrap_or_default());
+    let served = live::serve();
     announce(command)?;
     while !interrupt::requested() {
         thread::park_timeout(Duration::from_millis(50));
     }
-    nic.shutdown();
+    // Nobody asks the NICs any more, so this is their end.
+    drop(served);
+    drop(nic);
     if command.parent.is_some() {
         // The parent made this folder for the sockets, and may be gone without removing it.
         for folder in command.sockets.iter().filter_map(|socket| socket.parent()) {

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use holdfast::stats::Lane;
 use serde::Serialize;
 
 use crate::command::clock::Time;
@@ -44,6 +45,9 @@ pub struct Recorder {
     worst: [Worst; WORST],
     /// The shortest of the worst, in ticks.
     least_of_worst: u64,
+    /// For those who look on, and the bytes of an operation.
+    live: Lane,
+    bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -67,9 +71,10 @@ pub struct Recorded {
 }
 
 impl Recorder {
-    /// One for a run of about this long. Takes all memory it will ever need; the run begins with
+    /// One for a run of about this long, of operations of so many bytes, which are counted for those
+    /// who look on as well. Takes all memory it will ever need; the run begins with
     /// [`Recorder::start`].
-    pub fn new(time: &impl Time, expected: Duration) -> Self {
+    pub fn new(time: &impl Time, expected: Duration, live: Lane, bytes: usize) -> Self {
         let slice_ticks = (time.ticks_of(expected) / SLICES as u64).max(1);
         // Clones, with every page of their own written.
         let slices = vec![Latencies::new(); SLICES];
@@ -82,6 +87,8 @@ impl Recorder {
             ps_per_tick: time.ns_per_tick() * 1000.0,
             worst: [Worst::default(); WORST],
             least_of_worst: 0,
+            live,
+            bytes: bytes as u64,
         }
     }
 
@@ -103,7 +110,10 @@ impl Recorder {
         if now.wrapping_sub(self.started) >= self.ends.wrapping_sub(self.started) {
             self.next_slice(now);
         }
-        self.slices[self.at].record_ps((ticks as f64 * self.ps_per_tick) as u64);
+        let ps = (ticks as f64 * self.ps_per_tick) as u64;
+        self.slices[self.at].record_ps(ps);
+        self.live.done(1, self.bytes);
+        self.live.latency_ns(ps / 1000);
         if ticks > self.least_of_worst {
             self.remember(Worst { at: now, ticks, away: away() });
         }
@@ -161,12 +171,13 @@ impl Recorder {
 mod tests {
     use super::super::latency::virtual_time::VirtualTime;
     use super::*;
+    use crate::command::live;
 
     #[test]
     fn each_latency_is_in_the_slice_in_which_it_ended() {
         let time = VirtualTime::new();
         // 100 slices of 10 ticks of a nanosecond each.
-        let mut recorder = Recorder::new(&time, Duration::from_micros(1));
+        let mut recorder = Recorder::new(&time, Duration::from_micros(1), live::lane("test"), 8);
         recorder.start(5000);
         for now in [5000, 5009, 5010, 5555, 5999, 6001, 9000] {
             recorder.record(now, 7);
@@ -182,7 +193,7 @@ mod tests {
     #[test]
     fn the_longest_are_kept_with_their_times() {
         let time = VirtualTime::new();
-        let mut recorder = Recorder::new(&time, Duration::from_secs(1));
+        let mut recorder = Recorder::new(&time, Duration::from_secs(1), live::lane("test"), 8);
         recorder.start(1000);
         for n in 1..=100_u64 {
             // In no order (37 is prime to 101), and far enough apart.

@@ -217,8 +217,9 @@ pub mod tests {
     /// A run of a second with 100 round trips: 1 us, 2 us and so on, one every 10 ms.
     pub fn run(size: usize) -> Run {
         use super::super::latency::virtual_time::VirtualTime;
+        use crate::command::live;
         let time = VirtualTime::new();
-        let mut recorder = Recorder::new(&time, Duration::from_secs(1));
+        let mut recorder = Recorder::new(&time, Duration::from_secs(1), live::lane("test"), 8);
         recorder.start(0);
         (0..100).for_each(|at| recorder.record(at * 10_000_000 + 1, (at + 1) * 1000));
         let timed = Timed { recorded: recorder.finish(), service: None, unfinished: 0 };

@@ -1,6 +1,7 @@
 //! As many operations outstanding as allowed, posted in batches with one doorbell each, of which only
 //! the last is signalled. One end sends, or with `--bidirectional` both.
 
+use holdfast::stats::Lane;
 use holdfast::{Completion, CompletionQueue, QueuePair, Remote, SendFlags, Slice};
 
 use super::layout::Layout;
@@ -8,8 +9,8 @@ use super::mix::Mix;
 use super::plan::{Operation, Plan, Stop};
 use crate::command::clock::{Clock, Time as _};
 use crate::command::endpoints::{End, Session, failures, succeeded};
-use crate::command::interrupt;
 use crate::command::patience::Patience;
+use crate::command::{interrupt, live};
 
 /// Completions taken at a time.
 const POLL: usize = 32;
@@ -129,6 +130,9 @@ struct Sending<'a> {
     next_slot: usize,
     posted: u64,
     completed: u64,
+    /// For those who look on, and the bytes of an operation.
+    live: Lane,
+    bytes: u64,
 }
 
 /// Its receives.
@@ -170,6 +174,8 @@ impl<'a> Side<'a> {
                 next_slot: 0,
                 posted: 0,
                 completed: 0,
+                live: live::lane("measuring"),
+                bytes: plan.size as u64,
             })
         };
         let depth = plan.recv_depth();
@@ -216,6 +222,7 @@ impl Sending<'_> {
     ) -> anyhow::Result<usize> {
         let mut completions = [Completion::default(); POLL];
         let count = cq.poll(&mut completions)?;
+        let before = self.completed;
         for completion in &completions[..count] {
             succeeded(completion)?;
             // The id of a batch: its queue pair and how many it retires.
@@ -223,6 +230,8 @@ impl Sending<'_> {
             self.outstanding[qp] -= retired;
             self.completed += u64::from(retired);
         }
+        let done = self.completed - before;
+        self.live.done(done, done * self.bytes);
         let mut happened = count;
         for (at, qp) in qps.iter_mut().enumerate() {
             while self.posted < goal && self.outstanding[at] + self.batch <= self.depth {

@@ -29,6 +29,7 @@ use super::recorder::{Recorded, Recorder};
 use crate::command::clock::{Clock, Time};
 use crate::command::endpoints::{Session, failures};
 use crate::command::histogram::Latencies;
+use crate::command::live;
 use crate::command::patience::Patience;
 use completion::Completions;
 use echo::{Echo, Player};
@@ -94,7 +95,7 @@ pub struct Recording {
 impl Recording {
     /// One for the plan, for a run of about this long.
     pub fn new(plan: &Plan, clock: &Clock, expected: Duration) -> Self {
-        let recorder = Recorder::new(clock, expected);
+        let recorder = Recorder::new(clock, expected, live::lane("measuring"), plan.size);
         let service = matches!(plan.pace, Pace::Open(_)).then(Latencies::new);
         Self { recorder, service, expected }
     }

@@ -1,6 +1,10 @@
 //! A device that is done with everything at once: what the loops measure on it is their own doing.
 
 use std::hint::black_box;
+use std::time::Duration;
+
+use holdfast::stats::Stats;
+use serde::Serialize;
 
 use super::{AnyExchange, Exchange, Outcome, Seen, closed};
 use crate::command::bench::plan::Stop;
@@ -8,9 +12,6 @@ use crate::command::bench::recorder::Recorder;
 use crate::command::clock::{Clock, Time as _};
 use crate::command::histogram::Percentiles;
 use crate::command::patience::Patience;
-use std::time::Duration;
-
-use serde::Serialize;
 
 /// Operations on the null device.
 const OPERATIONS: u64 = 200_000;
@@ -60,8 +61,10 @@ impl Exchange for Null {
 /// Measures the closed loop on the null device, on this thread. Takes some milliseconds.
 pub fn overhead(clock: &Clock) -> anyhow::Result<Overhead> {
     let mut watch = Patience::new(Duration::from_secs(10));
+    // Counted like any other, but shown to nobody.
+    let stats = Stats::new("null device");
     let mut run = |operations| {
-        let mut recorder = Recorder::new(clock, Duration::from_millis(10));
+        let mut recorder = Recorder::new(clock, Duration::from_millis(10), stats.lane("null"), 8);
         let mut outcome = Outcome::default();
         let mut null = AnyExchange::Null(Null::default());
         let stop = Stop::Iterations(operations);

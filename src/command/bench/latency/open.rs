@@ -158,6 +158,7 @@ mod tests {
     use super::*;
     use crate::command::bench::plan::Stop;
     use crate::command::bench::recorder::Recorded;
+    use crate::command::live;
 
     const MS: u64 = 1_000_000;
 
@@ -207,7 +208,7 @@ mod tests {
     fn open_loop(stall_ms: u64, slots: usize) -> (Recorded, Latencies, Outcome) {
         let time = VirtualTime::new();
         let mut device = stalling(&time, 500, stall_ms);
-        let mut recorder = Recorder::new(&time, Duration::from_secs(1));
+        let mut recorder = Recorder::new(&time, Duration::from_secs(1), live::lane("test"), 8);
         let mut service = Latencies::new();
         let schedule = Schedule { first: 5, rate: 1e4, total: 10_000, limit: None, slots };
         let mut outcome = Outcome::default();
@@ -243,7 +244,7 @@ mod tests {
     fn the_closed_loop_sees_the_same_stall_once() {
         let time = VirtualTime::new();
         let mut device = stalling(&time, 500, 50);
-        let mut recorder = Recorder::new(&time, Duration::from_secs(1));
+        let mut recorder = Recorder::new(&time, Duration::from_secs(1), live::lane("test"), 8);
         let mut watch = Patience::new(Duration::from_secs(600));
         let mut outcome = Outcome::default();
         let stop = Stop::Time(Duration::from_secs(1));
@@ -270,7 +271,7 @@ mod tests {
         // The device does 100,000 a second; ten times that is asked for, for at most 20 ms.
         let time = VirtualTime::new();
         let mut device = stalling(&time, 0, 0);
-        let mut recorder = Recorder::new(&time, Duration::from_millis(10));
+        let mut recorder = Recorder::new(&time, Duration::from_millis(10), live::lane("test"), 8);
         let mut service = Latencies::new();
         let limit = Some(Duration::from_millis(20));
         let schedule = Schedule { first: 0, rate: 1e6, total: 10_000, limit, slots: 8 };
