@@ -194,9 +194,10 @@ fn stalled(args: &[&str]) -> Value {
     let (a, b) = (nics.device("a"), nics.device("b"));
     let begin = nics.completed();
     let more = ["--until", "completion", "--device", &a, "--device", &b, "--json"];
-    let child = side(&[&["write", "lat"], args, &more].concat());
-    // The warm-up is a twentieth of that.
-    while nics.completed() - begin < TOTAL / 6 {
+    let mut child = side(&[&["write", "lat"], args, &more].concat());
+    // The warm-up has a twentieth of them.
+    while nics.completed() - begin < TOTAL / 12 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before a twelfth was done");
         std::thread::sleep(Duration::from_millis(5));
     }
     nics.signal("STOP");
@@ -209,7 +210,9 @@ fn stalled(args: &[&str]) -> Value {
 fn a_stall_of_the_nic_is_in_every_latency_that_it_kept_waiting() {
     let ms = |run: &Value, field: &str| run[field].as_f64().unwrap() / 1e6;
     let run = stalled(&["--rate", &RATE.to_string(), "--iters", &TOTAL.to_string()]);
-    assert_eq!(run["iters"], TOTAL);
+    // All count, done or not: a machine with other things to do may not reach the rate.
+    let unfinished = run["open"]["unfinished"].as_u64().unwrap();
+    assert_eq!(run["iters"].as_u64().unwrap() + unfinished, TOTAL);
     // 1200 operations were meant to start meanwhile. One in a hundred of all is 120, which is what
     // the first 40 ms brought: they waited for 360 ms at least. None of that depends on how fast the
     // machine is.

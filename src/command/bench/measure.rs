@@ -181,7 +181,7 @@ fn run(
     (measured.iters, measured.seconds, measured.errors) = (done.iters, done.seconds, done.errors);
     if done.errors == 0 && !interrupt::requested() {
         session.line_up("measured", Duration::ZERO)?;
-        if plan.mode == Mode::Lat && done.complete() {
+        if plan.mode == Mode::Lat {
             let operations = phase_operations(stop, done.iters);
             measured.phases = latency::take_apart(session, plan, layout, clock, operations)?;
         }
@@ -258,11 +258,6 @@ impl Loop {
             }
             Stop::Time(time) => time,
         }
-    }
-
-    /// Whether nothing is under way any more.
-    fn complete(&self) -> bool {
-        self.timed.as_ref().is_none_or(|timed| timed.unfinished == 0)
     }
 }
 
@@ -347,8 +342,10 @@ pub mod tests {
                 for plan in [closed, other] {
                     let measured = measure(&plan, |_| ());
                     let both_ways = if plan.bidirectional { 2 } else { 1 };
-                    let expected = (both_ways * iters, 0);
-                    assert_eq!((measured.iters, measured.errors), expected, "{plan:?}");
+                    // On a machine with other things to do a rate may not be reached.
+                    let timed = measured.timed.as_ref();
+                    let all = measured.iters + timed.map_or(0, |timed| timed.unfinished);
+                    assert_eq!((all, measured.errors), (both_ways * iters, 0), "{plan:?}");
                     let phases = measured.phases.is_some();
                     assert_eq!((phases, measured.timed.is_some()), (mode == Lat, mode == Lat));
                 }

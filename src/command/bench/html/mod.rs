@@ -209,7 +209,9 @@ fn worst(html: &mut String, more: &LatencyDetails) {
         .take(8)
         .map(|outlier| {
             let mut row = vec![format!("{:.4} s", outlier.at_s), human_ns(outlier.ns)];
-            row.extend(outlier.away_ns.map(human_ns));
+            if away {
+                row.push(outlier.away_ns.map(human_ns).unwrap_or_default());
+            }
             row
         })
         .collect();

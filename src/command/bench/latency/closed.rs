@@ -29,6 +29,7 @@ pub fn run<T: Time, E: Exchange>(
         // Read anew: recording the one before is no part of this one.
         let start = time.ticks();
         exchange.post(n)?;
+        outcome.posted += 1;
         exchange.ring(n);
         loop {
             match exchange.look()? {

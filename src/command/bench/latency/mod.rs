@@ -66,6 +66,8 @@ pub enum Seen {
 pub struct Outcome {
     /// Operations done.
     pub done: u64,
+    /// Operations begun, which is how many numbers were used.
+    pub posted: u64,
     /// Time from the first start to the last end, in ticks.
     pub ticks: u64,
     /// Operations of an open loop that were not done when it was given up; each was recorded with
@@ -142,9 +144,9 @@ pub fn run(
         }
     });
     if let (None, Stop::Iterations(answered)) = (&session.active, stop) {
-        outcome.done = answered;
+        (outcome.done, outcome.posted) = (answered, answered);
     }
-    session.round += outcome.done + outcome.unfinished;
+    session.round += outcome.posted;
     let errors = failures(ended)?;
     Ok(Run {
         iters: outcome.done,

@@ -66,7 +66,7 @@ pub fn run<T: Time, E: Exchange>(
     let limit = schedule.limit.map_or(u64::MAX, |limit| time.ticks_of(limit));
     let ps_per_tick = time.ns_per_tick() * 1000.0;
     let mut slots = vec![Slot { n: None, started: 0 }; schedule.slots];
-    let (mut posted, mut before) = (0_u64, time.ticks());
+    let mut before = time.ticks();
     let mut absences = Absences::new(time.ticks_of(ABSENCE));
     let began = before;
     let intended = |i: u64| began.wrapping_add((i as f64 * interval) as u64);
@@ -79,13 +79,14 @@ pub fn run<T: Time, E: Exchange>(
         if since > limit || interrupt::requested() {
             break;
         }
-        let due = posted < schedule.total && since >= intended(posted).wrapping_sub(began);
-        let slot = ((schedule.first + posted) % schedule.slots as u64) as usize;
+        let i = outcome.posted;
+        let due = i < schedule.total && since >= intended(i).wrapping_sub(began);
+        let slot = ((schedule.first + i) % schedule.slots as u64) as usize;
         if due && slots[slot].n.is_none() {
-            slots[slot] = Slot { n: Some(posted), started: now };
-            exchange.post(schedule.first + posted)?;
-            exchange.ring(schedule.first + posted);
-            posted += 1;
+            slots[slot] = Slot { n: Some(i), started: now };
+            exchange.post(schedule.first + i)?;
+            outcome.posted += 1;
+            exchange.ring(schedule.first + i);
         }
         match exchange.look()? {
             Seen::Done(n) => {
@@ -106,18 +107,37 @@ pub fn run<T: Time, E: Exchange>(
             }
             Seen::Answered => watch.progress(),
             // Waiting for the next start is no waiting for the device.
-            Seen::Nothing if outcome.done == posted => watch.progress(),
+            Seen::Nothing if outcome.done == outcome.posted => watch.progress(),
             Seen::Nothing => wait(exchange, watch)?,
         }
     }
     // What was meant to have started by now has waited at least so long.
     let now = time.ticks();
-    let due =
-        ((now.wrapping_sub(began) as f64 / interval) as u64 + 1).clamp(posted, schedule.total);
+    let due = (now.wrapping_sub(began) as f64 / interval) as u64 + 1;
+    let due = due.clamp(outcome.posted, schedule.total);
     let under_way = slots.iter().filter_map(|slot| slot.n);
-    for i in under_way.chain(posted..due) {
+    for i in under_way.clone().chain(outcome.posted..due) {
         recorders.response.record(now, now.wrapping_sub(intended(i)));
         outcome.unfinished += 1;
+    }
+    finish(exchange, under_way.count(), watch)
+}
+
+/// Waits for what is still under way, so that whoever uses the queues next finds them empty.
+fn finish<E: Exchange>(
+    exchange: &mut E,
+    mut under_way: usize,
+    watch: &mut Patience,
+) -> anyhow::Result<()> {
+    while under_way > 0 && !interrupt::requested() {
+        match exchange.look()? {
+            Seen::Done(_) => {
+                under_way -= 1;
+                watch.progress();
+            }
+            Seen::Answered => watch.progress(),
+            Seen::Nothing => wait(exchange, watch)?,
+        }
     }
     Ok(())
 }
@@ -281,6 +301,8 @@ mod tests {
         run(&time, &mut device, &schedule, &mut recorders, &mut watch, &mut outcome).unwrap();
         assert!((1900..=2000).contains(&outcome.done), "{outcome:?}");
         assert_eq!(outcome.done + outcome.unfinished, 10_000);
+        assert_eq!(outcome.posted, outcome.done + 8, "what was under way");
+        assert!(device.under_way.is_empty(), "and is waited for");
         let recorded = recorder.finish();
         assert_eq!(recorded.all.len(), 10_000, "each has a latency");
         assert!(recorded.all.percentiles().p90_ns > 10e6);
