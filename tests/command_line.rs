@@ -36,6 +36,7 @@ fn wrong_usage_ends_with_status_2_and_says_what_to_do() {
             &["bench", "write", "lat", "--rate", "1K", "--size", "1M", "--depth", "1024"],
             "a smaller --depth",
         ),
+        (&["cores", "--cpu", "1000"], "this process may use"),
         (&["bench", "compare"], "<BEFORE>"),
         (&["bench", "compare", "a", "b", "--confidence", "100"], "from 50 to 99.99"),
         (&["bench", "write", "rate", "--depth", "8", "--batch", "9"], "--depth 8"),
@@ -101,7 +102,8 @@ fn what_fails_ends_with_status_1_and_one_line() {
 
 #[test]
 fn help_teaches_with_examples() {
-    for command in ["bench", "top", "nic", "demo", "pingpong", "devices", "bind", "unbind"] {
+    for command in ["bench", "top", "cores", "nic", "demo", "pingpong", "devices", "bind", "unbind"]
+    {
         let output = holdfast(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{command}");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -5,11 +5,13 @@ mod bench;
 mod bind;
 mod child;
 mod clock;
+mod cores;
 mod demo;
 mod devices;
 mod endpoints;
 mod histogram;
 mod interrupt;
+mod jitter;
 mod keeper;
 mod live;
 mod machine;
@@ -86,6 +88,8 @@ enum Command {
     Watch(watch::WatchOptions),
     /// Measure how long file operations wait for a guard, and what a guard costs
     Stall(stall::StallOptions),
+    /// Say what costs latency on the processors that polling threads get
+    Cores(cores::CoresOptions),
     /// Show what running holdfast processes do: rates, latencies, misses, coherence events
     Top(top::TopOptions),
     /// RDMA WRITE and READ a real file through an emulated NIC, and check every byte
@@ -140,6 +144,7 @@ pub fn run() -> ExitCode {
         Command::Bench(options) => bench::run(options),
         Command::Watch(options) => watch::run(options),
         Command::Stall(options) => stall::run(options),
+        Command::Cores(options) => cores::run(options),
         Command::Top(options) => top::run(options),
         Command::Demo(options) => demo::run(options),
         Command::Keeper => return keeper::run(),

@@ -3,13 +3,13 @@
 
 use serde::Serialize;
 
-use super::jitter::Jitter;
 use super::latency::Timed;
 use super::latency::phases::{Breakdown, Phases};
 use super::measure::Measured;
 use super::plan::{Pace, Plan};
 use super::recorder::Outlier;
 use crate::command::histogram::{Latencies, Percentiles};
+use crate::command::jitter::Jitter;
 
 /// What a latency is the time of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

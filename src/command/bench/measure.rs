@@ -6,7 +6,6 @@ use std::time::Duration;
 use holdfast_dax::Source;
 
 use super::disturbance::{Counters, Disturbance};
-use super::jitter::Jitter;
 use super::latency::null::{self, Overhead};
 use super::latency::phases::Phases;
 use super::latency::{self, Recording, Timed};
@@ -17,6 +16,7 @@ use crate::command::affinity::{self, Placement};
 use crate::command::clock::Clock;
 use crate::command::endpoints::{End, EndpointOptions, Session, Shape};
 use crate::command::interrupt;
+use crate::command::jitter::Jitter;
 
 /// How long to warm up.
 const WARM_UP: Duration = Duration::from_millis(200);

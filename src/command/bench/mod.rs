@@ -11,7 +11,6 @@ mod details;
 mod disturbance;
 mod hdr;
 mod html;
-mod jitter;
 mod latency;
 mod layout;
 mod measure;
@@ -31,6 +30,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use holdfast_dax::Source;
+use nix::sys::mman::{MlockAllFlags, mlockall};
 
 pub use options::BenchCommand;
 use options::{BenchOptions, Other};
@@ -57,6 +57,9 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     options.endpoints.check()?;
     check_region(options)?;
     let placement = options.endpoints.device.placement();
+    if options.lock_memory {
+        lock_memory()?;
+    }
     let clock = Clock::calibrate();
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut report = Report {
@@ -90,6 +93,14 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
         (false, true) => ExitCode::from(interrupt::EXIT_INTERRUPTED),
         (true, _) => ExitCode::from(super::EXIT_FAILED),
     })
+}
+
+/// Keeps all memory of the process, present and future, where it is.
+fn lock_memory() -> anyhow::Result<()> {
+    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).context(
+        "--lock-memory: cannot lock the memory of this process; raise the limit (ulimit -l, \
+         LimitMEMLOCK=)",
+    )
 }
 
 fn one(

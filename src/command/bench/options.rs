@@ -133,6 +133,10 @@ pub struct BenchOptions {
     #[arg(long, default_value = "memfd", value_name = "SOURCE")]
     pub region: Source,
 
+    /// Lock all memory of this process (mlockall), so that none is ever away
+    #[arg(long)]
+    pub lock_memory: bool,
+
     /// Write a report for the browser to this file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,

@@ -5,15 +5,16 @@ use serde::Serialize;
 use super::BenchOptions;
 use super::details::LatencyDetails;
 use super::disturbance::Disturbance;
-use super::jitter::Jitter;
 use super::latency::Timed;
 use super::latency::null::Overhead;
 use super::measure::{Baseline, Measured};
 use super::plan::{Mode, Operation, Pace, Plan};
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
+use crate::command::cores::{self, Verdict};
 use crate::command::histogram::Percentiles;
 use crate::command::interrupt;
+use crate::command::jitter::Jitter;
 use crate::command::machine::Machine;
 
 /// Version of the fields: raised when one changes its meaning or goes, not when one is added.
@@ -115,6 +116,10 @@ pub struct Run {
     /// What the core alone does to a thread (`lat`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Jitter>,
+    /// What costs latency on the measuring thread's processor, of the list of `holdfast cores`.
+    pub core_costs: Vec<&'static str>,
+    /// Whether the memory of the process was locked.
+    pub memory_locked: bool,
     /// What disturbed the measuring thread meanwhile.
     pub disturbance: Disturbance,
     /// What the measuring itself costs, measured on a null device (`lat`).
@@ -145,6 +150,11 @@ impl Throughput {
         let per_second = if seconds > 0.0 { iters as f64 / seconds } else { 0.0 };
         Self { gbit_per_s: per_second * size as f64 * 8.0 / 1e9, mops: per_second / 1e6 }
     }
+}
+
+fn core_costs(cpu: usize) -> Vec<&'static str> {
+    let checks = cores::checks(cpu).into_iter();
+    checks.filter(|check| check.verdict == Verdict::Costs).map(|check| check.name).collect()
 }
 
 impl Run {
@@ -197,6 +207,8 @@ impl Run {
             memcpy_gbit_per_s: baseline.memcpy_gbit_per_s,
             percent_of_memcpy: percent,
             jitter: baseline.jitter,
+            core_costs: placement.bench.map_or_else(Vec::new, core_costs),
+            memory_locked: options.lock_memory,
             disturbance: measured.disturbance,
             overhead: baseline.overhead,
             interrupted: interrupt::requested(),

@@ -45,6 +45,10 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
     let cpu = |cpu: Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
     row("cpu", format!("{}, NIC on {}", cpu(run.cpu), cpu(run.nic_cpu)));
     row("machine", machine.summary());
+    if !run.core_costs.is_empty() {
+        let costs = run.core_costs.join(", ");
+        row("costs latency", format!("{costs} (see 'holdfast cores')"));
+    }
     if let Some(phases) = run.more.as_ref().and_then(|more| more.phases.as_ref()) {
         let _ = writeln!(
             text,

@@ -263,6 +263,7 @@ fn about(html: &mut String, run: &Run, report: &Report) {
     );
     let cpu = |cpu: Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
     row("processors: measuring thread / NIC", format!("{} / {}", cpu(run.cpu), cpu(run.nic_cpu)));
+    row("costs latency on that core ('holdfast cores')", run.core_costs.join(", "));
     row("region", format!("{} ({})", run.region, run.region_kind));
     table(html, &["", ""], &rows);
     *html += "</div>";
