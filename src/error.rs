@@ -37,6 +37,9 @@ pub enum Error {
         #[source]
         source: holdfast_iommu::Error,
     },
+    /// The kernel would not wait for the device's interrupt.
+    #[error("cannot wait for the device's interrupt: {0}")]
+    Wait(#[source] nix::errno::Errno),
     /// The emulated NIC did not start.
     #[error("the emulated NIC did not start: {0}")]
     EmulatedNic(String),

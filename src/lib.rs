@@ -57,6 +57,7 @@
 //! ```
 //!
 //! # Threads and blocking
+//! A [`Waiter`] polls for a while and then sleeps until the device interrupts.
 //! Posting, ringing and polling never block, allocate or make a system call (see [`QueuePair`]).
 //! Everything else is a command to the device and waits for its answer, with a deadline. Objects
 //! may move between threads; handles ([`Device`], [`ProtectionDomain`], [`MemoryRegion`]) may be
@@ -76,6 +77,7 @@ mod queue_pair;
 mod region;
 mod shared_receive;
 pub mod stats;
+mod wait;
 
 pub use address::{AddressError, DeviceAddress};
 pub use device::Device;
@@ -85,6 +87,7 @@ pub use protection_domain::{Access, ProtectionDomain};
 pub use queue_pair::{Busy, MAX_SGE, QueuePair, QueuePairOptions};
 pub use region::{DeregisterError, MemoryRegion, Slice};
 pub use shared_receive::SharedReceiveQueue;
+pub use wait::Waiter;
 
 pub use holdfast_dax::{Kind, Memory, Populate, Source};
 pub use holdfast_driver::{

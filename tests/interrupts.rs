@@ -3,8 +3,9 @@
 mod support;
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
-use holdfast::{Access, Completion, Interrupts, Options, QueuePair, SendFlags};
+use holdfast::{Access, Completion, Interrupts, Options, QueuePair, SendFlags, Waiter};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use support::{
     Nics, PATIENCE, POLLING_AND_SLEEPING, Setting, Side, any_setting, options, payload, settings,
@@ -125,4 +126,49 @@ fn a_receiver_that_sleeps_between_messages_misses_none() {
             assert!(slept > 0, "{setting:?}: it never slept, so nothing was shown");
         });
     }
+}
+
+#[test]
+fn a_waiter_polls_while_it_may_and_sleeps_without_missing_one() {
+    const MESSAGES: u64 = 200;
+    // One that never polls for long, and one that never has to sleep.
+    for (spin, sleeps) in [(Duration::ZERO, true), (2 * PATIENCE, false)] {
+        let (nics, mut a, mut b) = with_interrupts(any_setting(), Access::ALL);
+        let mut waiter = Waiter::new(&nics.b, spin).expect("interrupts were asked for");
+        let mut out = [Completion::default(); 4];
+        let soon = Duration::from_millis(20);
+        assert_eq!(waiter.wait(&mut b.cq, &mut out, soon).unwrap(), 0, "nothing was sent");
+        assert_eq!(waiter.sleeps() > 0, sleeps, "spin {spin:?}");
+        std::thread::scope(|scope| {
+            let (next, told) = std::sync::mpsc::channel();
+            scope.spawn(move || {
+                // Each is sent when the one before was received: the waiter has nothing to do
+                // meanwhile.
+                for id in told {
+                    a.qp.send(id, &[], SendFlags::SIGNALED).unwrap();
+                    a.qp.ring_sends();
+                    assert!(a.completion().is_success());
+                }
+            });
+            for id in 0..MESSAGES {
+                b.qp.receive(id, &[]).unwrap();
+                b.qp.ring_receives();
+                next.send(id).unwrap();
+                let count = waiter.wait(&mut b.cq, &mut out, PATIENCE).unwrap();
+                assert_eq!(
+                    (count, out[0].wr_id),
+                    (1, id),
+                    "spin {spin:?}: message {id} was missed"
+                );
+                assert!(out[0].is_success());
+            }
+        });
+        assert_eq!(waiter.sleeps() > 0, sleeps, "spin {spin:?}");
+    }
+}
+
+#[test]
+fn a_device_without_interrupts_has_no_waiter() {
+    let nics = Nics::new(any_setting());
+    assert!(Waiter::new(&nics.a, Duration::ZERO).is_none());
 }
