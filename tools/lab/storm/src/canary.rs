@@ -36,6 +36,8 @@ pub struct Look {
     pub foreign: u64,
     /// Words among them that are the peer's.
     pub marks: u64,
+    /// The first and the last epoch of those.
+    pub epochs: Option<(u32, u32)>,
 }
 
 impl Look {
@@ -50,6 +52,14 @@ impl Look {
         self.bytes += other.bytes;
         self.foreign += other.foreign;
         self.marks += other.marks;
+        self.see(other.epochs);
+    }
+
+    fn see(&mut self, epochs: impl IntoIterator<Item = (u32, u32)>) {
+        for (first, last) in epochs {
+            let (low, high) = self.epochs.unwrap_or((first, last));
+            self.epochs = Some((low.min(first), high.max(last)));
+        }
     }
 }
 
@@ -119,6 +129,7 @@ impl Canary {
             if found != &self.part[..] {
                 look.foreign += found.iter().zip(&self.part).filter(|(a, b)| a != b).count() as u64;
                 look.marks += peer::marks(found);
+                look.see(peer::epochs(found).map(|epoch| (epoch, epoch)));
             }
             look.bytes += len as u64;
             at += len as u64;
@@ -164,10 +175,11 @@ mod tests {
         let path = folder.join("c");
         let mut canary = Canary::new(&path, 3, 3 * PART as u64 + 100).unwrap();
         let bytes = 3 * PART as u64 + 100;
-        assert_eq!(canary.look().unwrap(), Look { bytes, foreign: 0, marks: 0 });
+        assert_eq!(canary.look().unwrap(), Look { bytes, ..Look::default() });
         canary.file.write_all_at(&peer::mark(7).to_ne_bytes(), PART as u64 + 8).unwrap();
         let look = canary.look().unwrap();
         assert!(look.foreign > 3 && look.foreign <= 8 && look.marks == 1, "{look:?}");
+        assert_eq!(look.epochs, Some((7, 7)));
         assert_eq!(later_marks(&path, 6).unwrap().marks, 1);
         assert_eq!(later_marks(&path, 7).unwrap().marks, 0);
         drop(canary);

@@ -60,6 +60,8 @@ pub struct Ledger {
     announced: Vec<(RegionId, &'static str, Instant)>,
     /// Broken since the last step.
     pub breaks: Vec<Break>,
+    /// Everything since the last step.
+    told: Vec<Event>,
 }
 
 struct Book {
@@ -77,8 +79,8 @@ impl Ledger {
             pages: vec![Place::OnFile; (extent.len / PAGE) as usize],
         };
         let regions = regions.map(book).collect();
-        let (announced, breaks) = (Vec::new(), Vec::new());
-        Self { events, regions, totals: Totals::default(), announced, breaks }
+        let (announced, breaks, told) = (Vec::new(), Vec::new(), Vec::new());
+        Self { events, regions, totals: Totals::default(), announced, breaks, told }
     }
 
     /// Enters all events that are there.
@@ -93,6 +95,7 @@ impl Ledger {
     pub fn quiet(&mut self) -> Result<()> {
         self.announced.clear();
         self.breaks.clear();
+        self.told.clear();
         self.read()?;
         if let Some((region, cause, _)) = self.announced.first() {
             bail!("region {region} was told of '{cause}' and nothing was done");
@@ -244,7 +247,20 @@ impl Ledger {
         })
     }
 
+    /// What was told in this step, a line each, with the seconds before now.
+    pub fn last_words(&mut self) -> Vec<String> {
+        let _ = self.read();
+        let line = |event: &Event| {
+            let Event { region, kind, part, cause, notifier, timing, at, .. } = event;
+            let ago = at.elapsed().as_secs_f64();
+            let timing = timing.unwrap_or_default();
+            format!("-{ago:.3} {kind} {region} {part} {cause} {notifier} {timing:?}")
+        };
+        self.told.iter().map(line).collect()
+    }
+
     fn enter(&mut self, event: &Event) -> Result<()> {
+        self.told.push(*event);
         let Some(book) = self.regions.iter_mut().find(|book| book.id == event.region) else {
             bail!("an event of a region that is none of ours: {event:?}");
         };

@@ -337,10 +337,14 @@ impl Storm {
     fn foreign(&mut self, look: Look, what: &[Operation]) -> Result<()> {
         self.figures.look.add(look);
         if self.plan.guarded && look.foreign > 0 {
+            let told = self.ledger.as_mut().map(|ledger| ledger.last_words());
             bail!(
-                "{} foreign bytes ({} of the peer's words) after {what:?}",
+                "{} foreign bytes ({} of the peer's words, of epochs {:?}; now is {}) after {what:?}; \
+                 {told:?}",
                 look.foreign,
-                look.marks
+                look.marks,
+                look.epochs,
+                self.ends.epoch()
             );
         }
         Ok(())
