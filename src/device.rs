@@ -11,6 +11,7 @@ use holdfast_iommu::{AddressSpace, Type1Domain, VfioUserDomain};
 use holdfast_vfio::pci::Tree;
 use holdfast_vfio::{kernel, user};
 use holdfast_wire::attr::mtu_bytes;
+use holdfast_wire::wqe::MAX_INLINE;
 
 use crate::dma::DmaPool;
 use crate::emulated::{EmulatedNic, EmulatedOptions};
@@ -23,8 +24,6 @@ const PORT: u8 = 1;
 pub(crate) const GID_INDEX: u8 = 0;
 /// MTU code of 1024 bytes, for a device that reports nonsense.
 const DEFAULT_MTU: u32 = 3;
-/// Most inline bytes of a request, where the device has inline data.
-const MAX_INLINE: u32 = 432;
 /// Reads and atomics under way at a time, where the device does not say or says more.
 const MAX_RD_ATOMIC: u32 = 16;
 
@@ -37,6 +36,21 @@ const LET_GO: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Device {
     pub(crate) inner: Arc<DeviceInner>,
+}
+
+/// A page of doorbells. Give each thread its own, with [`QueuePairOptions::page`] and
+/// [`Device::completion_queue_on`]: then no two threads store to the same cache line. Queues that are
+/// made without one share the device's. It lives as long as the last queue on it.
+///
+/// [`QueuePairOptions::page`]: crate::QueuePairOptions::page
+#[derive(Debug, Clone)]
+pub struct DoorbellPage(pub(crate) Arc<driver::Uar>);
+
+impl DoorbellPage {
+    /// Its number among the device's doorbell pages.
+    pub fn number(&self) -> u32 {
+        self.0.page()
+    }
 }
 
 /// Dropped in the order of declaration: the driver stops the device, then its memory goes, then
@@ -185,7 +199,7 @@ impl Device {
 
     /// Most inline bytes of a request; 0 where the device has no inline data.
     pub fn max_inline(&self) -> u32 {
-        if self.inner.driver.quirks().inline_sends { MAX_INLINE } else { 0 }
+        if self.inner.driver.quirks().inline_sends { MAX_INLINE as u32 } else { 0 }
     }
 
     /// Whether it carries out SEND and RECV and nothing else (QEMU 7.2's own device). Its regions
@@ -218,6 +232,19 @@ impl Device {
     /// made for it: give it the sum of their depths.
     pub fn completion_queue(&self, depth: u32) -> Result<CompletionQueue> {
         Ok(self.inner.driver.create_cq(&self.inner.uar, depth)?)
+    }
+
+    /// A page of doorbells of its own, for a thread.
+    ///
+    /// # Errors
+    /// [`driver::Error::Limit`] when the device has no more; queues without one share the device's.
+    pub fn doorbell_page(&self) -> Result<DoorbellPage> {
+        Ok(DoorbellPage(self.inner.driver.alloc_uar()?))
+    }
+
+    /// [`Device::completion_queue`] with its doorbells on `page`.
+    pub fn completion_queue_on(&self, page: &DoorbellPage, depth: u32) -> Result<CompletionQueue> {
+        Ok(self.inner.driver.create_cq(&page.0, depth)?)
     }
 
     /// The next asynchronous event of the device, if there is one. Never blocks on the device.

@@ -75,24 +75,26 @@ mod lock;
 mod protection_domain;
 mod queue_pair;
 mod region;
+mod shared_queue_pair;
 mod shared_receive;
 pub mod stats;
 mod wait;
 
 pub use address::{AddressError, DeviceAddress};
-pub use device::Device;
+pub use device::{Device, DoorbellPage};
 pub use emulated::{EmulatedNic, EmulatedOptions};
 pub use error::{Error, Result};
 pub use protection_domain::{Access, ProtectionDomain};
 pub use queue_pair::{Busy, MAX_SGE, QueuePair, QueuePairOptions};
 pub use region::{DeregisterError, MemoryRegion, Slice};
+pub use shared_queue_pair::SharedQueuePair;
 pub use shared_receive::SharedReceiveQueue;
 pub use wait::Waiter;
 
 pub use holdfast_dax::{Kind, Memory, Populate, Source};
 pub use holdfast_driver::{
-    AddressHandle, Completion, CompletionQueue, Datagram, Interrupts, Options, Path, PostError,
-    Remote, SendFlags,
+    AddressHandle, Completion, CompletionQueue, Datagram, DoorbellPolicy, Interrupts, Options,
+    Path, PostError, Remote, SendFlags,
 };
 pub use holdfast_wire::attr::QpType;
 pub use holdfast_wire::completion::Status;

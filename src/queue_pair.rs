@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use holdfast_driver as driver;
-use holdfast_driver::{Datagram, Init, Path, PostError, ReadyToReceive, ReadyToSend};
+use holdfast_driver::{
+    Datagram, DoorbellPolicy, Init, Path, PostError, ReadyToReceive, ReadyToSend,
+};
 use holdfast_driver::{Remote, SendFlags};
 use holdfast_wire::attr::QpType;
 use holdfast_wire::wqe::Sge;
@@ -14,9 +16,11 @@ use crate::connect::{Endpoint, QueuePairInfo};
 use crate::device::{DeviceInner, GID_INDEX};
 use crate::hold::Holds;
 use crate::region::RegionInner;
+use crate::shared_queue_pair::{self, SharedQueuePair};
 use crate::shared_receive::Legacy;
 use crate::{
-    Completion, CompletionQueue, MemoryRegion, ProtectionDomain, Result, SharedReceiveQueue, Slice,
+    Completion, CompletionQueue, DoorbellPage, MemoryRegion, ProtectionDomain, Result,
+    SharedReceiveQueue, Slice,
 };
 
 /// Most scatter/gather entries of a request.
@@ -39,6 +43,10 @@ pub struct QueuePairOptions<'a> {
     pub inline: u32,
     /// Every send gives a completion, whatever its flags.
     pub signal_all: bool,
+    /// When its queues ring their doorbells.
+    pub doorbells: DoorbellPolicy,
+    /// Where its doorbells are; `None` for the page that the device's queues share.
+    pub page: Option<&'a DoorbellPage>,
     /// What the peer may do to regions of this protection domain that allow it.
     pub access: crate::Access,
     /// Queue key (datagrams).
@@ -58,6 +66,8 @@ impl Default for QueuePairOptions<'_> {
             max_sge: 1,
             inline: 0,
             signal_all: false,
+            doorbells: DoorbellPolicy::Batched,
+            page: None,
             access: crate::Access::ALL,
             qkey: 0,
             psn: 0,
@@ -105,10 +115,11 @@ impl QueuePair {
             recv_sges: options.max_sge.clamp(1, MAX_SGE as u32),
             max_inline: options.inline,
             signal_all: options.signal_all,
+            doorbells: options.doorbells,
             srq: options.shared_receives.map(SharedReceiveQueue::share),
             overcommit: false,
         };
-        let uar = &device.uar;
+        let uar = options.page.map_or(&device.uar, |page| &page.0);
         let qp = device.driver.create_qp(pd.driver(), uar, &config, send_cq, recv_cq)?;
         let remote = options.access.bits() & !holdfast_wire::attr::ACCESS_LOCAL_WRITE;
         qp.control.to_init(&Init { access: remote, qkey: options.qkey, ..Init::default() })?;
@@ -222,7 +233,7 @@ impl QueuePair {
         flags: SendFlags,
     ) -> Result<(), PostError> {
         self.qp.send.write_inline(wr_id, payload, remote, flags)?;
-        self.sends.posted();
+        self.sends.posted_alone();
         Ok(())
     }
 
@@ -270,7 +281,7 @@ impl QueuePair {
         flags: SendFlags,
     ) -> Result<(), PostError> {
         self.qp.send.send_inline(wr_id, payload, flags)?;
-        self.sends.posted();
+        self.sends.posted_alone();
         Ok(())
     }
 
@@ -334,10 +345,7 @@ impl QueuePair {
         with_entries(local, |sges| queue.post(wr_id, sges))?;
         // Only now: a request that was refused needs nothing. The device sees none of it before
         // the doorbell, which takes `&mut self` too.
-        self.receives.posted();
-        for slice in local {
-            self.receives.need(slice.region, || queue.outstanding());
-        }
+        hold(&mut self.receives, local, || queue.outstanding());
         Ok(())
     }
 
@@ -394,6 +402,26 @@ impl QueuePair {
         Ok(())
     }
 
+    /// Lets several threads post sends, of `regions` and no others. The queue pair must be connected.
+    /// What was posted and not rung for is rung for. Receives that are posted stay posted.
+    ///
+    /// # Errors
+    /// [`PostError::QpState`] when the queue pair is not connected; it is destroyed then.
+    pub fn share(self, regions: &[&MemoryRegion]) -> Result<SharedQueuePair, PostError> {
+        let (control, send, recv) = self.qp.into_parts();
+        let sends = send.share().map_err(|(_, error)| error)?;
+        let parts = shared_queue_pair::Parts {
+            sends,
+            control,
+            recv,
+            sends_before: self.sends,
+            receives: self.receives,
+            shared_receives: self._shared_receives,
+            device: self.device,
+        };
+        Ok(SharedQueuePair::new(parts, regions))
+    }
+
     /// The driver's object below, for commands that this library does not wrap. Requests posted
     /// through it hold no region: whoever does that answers for the region's life.
     pub fn driver(&mut self) -> &mut driver::QueuePair {
@@ -409,10 +437,7 @@ impl QueuePair {
         let queue = &mut self.qp.send;
         with_entries(local, |sges| post(queue, sges))?;
         // After the post, as for receives.
-        self.sends.posted();
-        for slice in local {
-            self.sends.need(slice.region, || queue.outstanding());
-        }
+        hold(&mut self.sends, local, || queue.outstanding());
         Ok(())
     }
 }
@@ -423,6 +448,15 @@ impl QueuePair {
 pub struct Busy {
     /// Requests that must be retired first.
     pub outstanding: u32,
+}
+
+/// Notes what regions a request that was posted needs.
+#[inline(always)]
+fn hold(holds: &mut Holds<RegionInner>, local: &[Slice<'_>], outstanding: impl Fn() -> u32) {
+    match local {
+        [one] => holds.posted(one.region, outstanding),
+        many => holds.posted_all(many.iter().map(|slice| slice.region), outstanding()),
+    }
 }
 
 /// Calls `post` with the entries of a request; the usual one is made without a copy loop.

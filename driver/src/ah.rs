@@ -8,7 +8,7 @@ use holdfast_wire::wqe::Av;
 
 use crate::error::{Error, Result};
 use crate::pd::ProtectionDomain;
-use crate::send::Datagram;
+use crate::request::Datagram;
 
 /// A path to another port, for datagrams and for connecting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

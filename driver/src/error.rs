@@ -264,6 +264,9 @@ pub enum PostError {
         /// Its state.
         state: QpState,
     },
+    /// The queue is shared by threads and was not given the region that the request names.
+    #[error("the request names a memory region that the shared queue pair was not given")]
+    RegionNotHeld,
     /// The device wrote a consumer index that cannot be.
     #[error("the device wrote a nonsensical consumer index: {value:#x}")]
     DeviceNonsense {

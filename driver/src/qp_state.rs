@@ -11,7 +11,7 @@ use holdfast_wire::cmd;
 
 use crate::ah::Path;
 use crate::error::{Error, Result};
-use crate::qp::QpInner;
+use crate::qp_inner::QpInner;
 use crate::recv::RecvQueue;
 use crate::send::SendQueue;
 

@@ -64,7 +64,8 @@ pub struct Quirks {
     pub max_ring_pages: u32,
     /// `max_uar` counts bytes. (QEMU.)
     pub uar_limit_in_bytes: bool,
-    /// After how many empty polls in a row the POLL doorbell is rung; `u32::MAX` for never.
+    /// After how many empty polls the POLL doorbell is rung, while completions come; up to 16 times
+    /// as many while none do. `u32::MAX` for never.
     pub poll_doorbell_interval: u32,
 }
 

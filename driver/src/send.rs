@@ -1,139 +1,65 @@
 //! The send queue: one method per operation, each with what that operation needs and no more.
 //!
-//! A post checks its limits, writes the request into the ring at a position only this side
-//! knows, and notes the caller's id in the account. [`SendQueue::ring`] shows a whole batch to
-//! the device with one store of the tail and one doorbell. Nothing here allocates, locks or
-//! makes a system call.
+//! A post checks its limits, notes what the completion will say, and writes the request into the
+//! ring at a position only this side knows. [`SendQueue::ring`] shows a whole batch to the device
+//! with one store of the tail and one doorbell. Nothing here allocates, locks or makes a system
+//! call.
 //!
-//! One comparison bounds posting: `limit` is the position at which the credit (depth minus requests
-//! not completed) known so far ends. Only when it is reached is the account read again.
+//! The common case has a way of its own: one scatter/gather entry (or inline data), nothing to
+//! refuse, room known. It writes the words the operation has, and leaves those that are the same for
+//! every request of a slot. Everything else (no room as far as is known, several entries, a reason
+//! to refuse) goes the long way, in [`crate::send_slow`]. What both ways cost is counted by the
+//! bench `instructions`; see `docs/fast-path.md`.
 //!
 //! Posting is safe in Rust's sense: the addresses in a scatter/gather entry are the device's, which
 //! checks them against the region its key names. What the device writes to a region is outside
 //! Rust's view, so regions must be raw memory; the library above gives them lifetimes.
 
-use std::ops::BitOr;
 use std::sync::Arc;
 
-use holdfast_wire::attr::QpType;
-use holdfast_wire::completion::CqeOpcode;
-use holdfast_wire::wqe::{
-    FLAG_FENCE, FLAG_SIGNALED, FLAG_SOLICITED, Opcode, SendHeader, Sge, send_stride,
-};
-use holdfast_wire::{PAGE_SIZE, uar};
+use holdfast_wire::completion::{CqeOpcode, Status};
+use holdfast_wire::wqe::{FLAG_INLINE, FLAG_SIGNALED, Sge};
 
-use crate::account::{Account, KIND_MARKER, Key, Tag};
-use crate::ah::AddressHandle;
+use crate::account::Posted;
 use crate::error::PostError;
-use crate::qp::QpInner;
-use crate::ring::{Half, ProducerRing, SendWords};
-use crate::uar::Doorbell;
-
-/// What a send request asks for besides its operation. Combine with `|`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SendFlags(u32);
-
-impl SendFlags {
-    /// Nothing special: no completion unless it fails or the queue pair signals all.
-    pub const NONE: Self = Self(0);
-    /// Give a completion on success.
-    pub const SIGNALED: Self = Self(FLAG_SIGNALED);
-    /// Wait for earlier reads and atomics of this queue.
-    pub const FENCE: Self = Self(FLAG_FENCE);
-    /// Raise a solicited event at the receiver.
-    pub const SOLICITED: Self = Self(FLAG_SOLICITED);
-
-    /// Whether all of `other` is set.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-impl BitOr for SendFlags {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-/// Memory of the peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Remote {
-    /// Address in the peer's region.
-    pub addr: u64,
-    /// The region's remote key.
-    pub rkey: u32,
-}
-
-/// Where a datagram goes.
-#[derive(Debug, Clone, Copy)]
-pub struct Datagram<'a> {
-    /// The path.
-    pub to: &'a AddressHandle,
-    /// Queue pair number there.
-    pub qpn: u32,
-    /// Its queue key.
-    pub qkey: u32,
-}
-
-/// What a send queue is made of.
-pub(crate) struct SendParts {
-    pub(crate) ring: ProducerRing,
-    pub(crate) account: Arc<Account>,
-    pub(crate) key: Key,
-    pub(crate) depth: u32,
-    pub(crate) allowed: u32,
-    pub(crate) max_message: u32,
-    pub(crate) signal_all: bool,
-    pub(crate) doorbell: Doorbell,
-    pub(crate) doorbell_word: u32,
-    pub(crate) qp: Arc<QpInner>,
-}
+use crate::operation::{Bounds, Operation};
+use crate::qp_inner::QpInner;
+use crate::request::{Datagram, Remote, SendFlags};
+use crate::ring::Slot;
+use crate::send_slow::{Payload, Request};
+use crate::work_queue::{Book, WorkQueue};
 
 /// The send half of a queue pair. It has one owner.
 pub struct SendQueue {
-    ring: ProducerRing,
-    posted: u32,
-    limit: u32,
-    tag_base: u64,
-    allowed: u32,
-    max_message: u32,
+    pub(crate) work: WorkQueue,
+    pub(crate) bounds: Bounds,
+    /// Flags that every request has: `SIGNALED`, or none.
     always: u32,
-    /// The word of a request's body that holds byte 65, the source GID index.
-    gid_word: u64,
-    account: Arc<Account>,
-    doorbell: Doorbell,
-    doorbell_word: u32,
-    depth: u32,
-    /// Position after the last signalled request.
-    signalled: u32,
-    qp: Arc<QpInner>,
+    /// The source GID index that every request names.
+    pub(crate) gid_index: u8,
+    /// Position after the last request that asked for no completion.
+    unsignalled: u32,
 }
 
 impl std::fmt::Debug for SendQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SendQueue(qp {}, depth {})", self.qp.handle, self.depth)
+        write!(f, "SendQueue(qp {}, depth {})", self.work.qp().handle, self.depth())
     }
 }
 
+/// What an operation says in the body of its request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Body {
+    Nothing,
+    Remote(Remote),
+    Atomic { remote: Remote, compare_add: u64, swap: u64 },
+    Datagram([u64; 6]),
+}
+
 impl SendQueue {
-    pub(crate) fn new(parts: SendParts) -> Self {
-        Self {
-            ring: parts.ring,
-            posted: 0,
-            limit: 0,
-            tag_base: parts.key.base(),
-            allowed: parts.allowed,
-            max_message: parts.max_message,
-            always: if parts.signal_all { FLAG_SIGNALED } else { 0 },
-            gid_word: 0,
-            account: parts.account,
-            doorbell: parts.doorbell,
-            doorbell_word: parts.doorbell_word,
-            depth: parts.depth,
-            signalled: 0,
-            qp: parts.qp,
-        }
+    pub(crate) fn new(work: WorkQueue, bounds: Bounds, signal_all: bool) -> Self {
+        let always = if signal_all { FLAG_SIGNALED } else { 0 };
+        Self { work, bounds, always, gid_index: 0, unsignalled: 0 }
     }
 
     /// RDMA WRITE of `sges` to `remote`.
@@ -145,7 +71,7 @@ impl SendQueue {
         remote: Remote,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.post(wr_id, Opcode::RdmaWrite, CqeOpcode::RdmaWrite, 0, rdma(remote), sges, flags)
+        self.post(wr_id, Operation::Write, Body::Remote(remote), 0, sges, flags)
     }
 
     /// RDMA WRITE with immediate data (host order), which uses up a receive at the peer.
@@ -158,7 +84,7 @@ impl SendQueue {
         imm: u32,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.post(wr_id, Opcode::RdmaWriteImm, CqeOpcode::RdmaWrite, imm, rdma(remote), sges, flags)
+        self.post(wr_id, Operation::WriteImm, Body::Remote(remote), imm, sges, flags)
     }
 
     /// RDMA WRITE of `payload`, copied into the ring now.
@@ -170,15 +96,7 @@ impl SendQueue {
         remote: Remote,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.post_inline(
-            wr_id,
-            Opcode::RdmaWrite,
-            CqeOpcode::RdmaWrite,
-            0,
-            rdma(remote),
-            payload,
-            flags,
-        )
+        self.post_inline(wr_id, Operation::Write, Body::Remote(remote), payload, flags)
     }
 
     /// RDMA READ of `remote` into `sges`.
@@ -190,14 +108,13 @@ impl SendQueue {
         remote: Remote,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.post(wr_id, Opcode::RdmaRead, CqeOpcode::RdmaRead, 0, rdma(remote), sges, flags)
+        self.post(wr_id, Operation::Read, Body::Remote(remote), 0, sges, flags)
     }
 
     /// SEND of `sges` to a receive of the peer.
     #[inline]
     pub fn send(&mut self, wr_id: u64, sges: &[Sge], flags: SendFlags) -> Result<(), PostError> {
-        self.connected()?;
-        self.post(wr_id, Opcode::Send, CqeOpcode::Send, 0, NO_BODY, sges, flags)
+        self.post(wr_id, Operation::Send, Body::Nothing, 0, sges, flags)
     }
 
     /// SEND with immediate data (host order).
@@ -209,8 +126,7 @@ impl SendQueue {
         imm: u32,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.connected()?;
-        self.post(wr_id, Opcode::SendImm, CqeOpcode::Send, imm, NO_BODY, sges, flags)
+        self.post(wr_id, Operation::SendImm, Body::Nothing, imm, sges, flags)
     }
 
     /// SEND of `payload`, copied into the ring now.
@@ -221,8 +137,7 @@ impl SendQueue {
         payload: &[u8],
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.connected()?;
-        self.post_inline(wr_id, Opcode::Send, CqeOpcode::Send, 0, NO_BODY, payload, flags)
+        self.post_inline(wr_id, Operation::Send, Body::Nothing, payload, flags)
     }
 
     /// Atomic compare and swap on 8 bytes at `remote`; the old value lands in `result`.
@@ -236,9 +151,9 @@ impl SendQueue {
         swap: u64,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = Self::atomic(&result, remote, compare, swap)?;
-        let kind = CqeOpcode::CompareSwap;
-        self.post(wr_id, Opcode::CompareSwap, kind, 0, body, &[result], flags)
+        check_atomic(&result, remote)?;
+        let body = Body::Atomic { remote, compare_add: compare, swap };
+        self.post(wr_id, Operation::CompareSwap, body, 0, &[result], flags)
     }
 
     /// Atomic fetch and add on 8 bytes at `remote`; the old value lands in `result`.
@@ -251,9 +166,9 @@ impl SendQueue {
         add: u64,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        let body = Self::atomic(&result, remote, add, 0)?;
-        let kind = CqeOpcode::FetchAdd;
-        self.post(wr_id, Opcode::FetchAdd, kind, 0, body, &[result], flags)
+        check_atomic(&result, remote)?;
+        let body = Body::Atomic { remote, compare_add: add, swap: 0 };
+        self.post(wr_id, Operation::FetchAdd, body, 0, &[result], flags)
     }
 
     /// SEND of a datagram, of at most the path MTU (UD queue pairs only).
@@ -265,8 +180,8 @@ impl SendQueue {
         to: Datagram<'_>,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.datagram()?;
-        self.post(wr_id, Opcode::Send, CqeOpcode::Send, 0, to.to.body(&to), sges, flags)
+        let body = Body::Datagram(to.to.body(&to));
+        self.post(wr_id, Operation::Datagram, body, 0, sges, flags)
     }
 
     /// SEND of a datagram with immediate data (host order).
@@ -279,8 +194,8 @@ impl SendQueue {
         imm: u32,
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        self.datagram()?;
-        self.post(wr_id, Opcode::SendImm, CqeOpcode::Send, imm, to.to.body(&to), sges, flags)
+        let body = Body::Datagram(to.to.body(&to));
+        self.post(wr_id, Operation::DatagramImm, body, imm, sges, flags)
     }
 
     /// Shows everything posted to the device: one store of the tail and one doorbell, however
@@ -288,248 +203,150 @@ impl SendQueue {
     /// is awake; else it makes one register write.
     #[inline]
     pub fn ring(&mut self) {
-        self.account.publish(self.posted);
-        self.ring.publish(self.posted);
-        self.doorbell.ring(self.doorbell_word);
+        self.work.ring();
     }
 
     /// How many requests may be outstanding.
     pub fn depth(&self) -> u32 {
-        self.depth
+        self.work.depth()
     }
 
     /// Requests posted, rung for or not, that have not been retired. An unsignalled request is
     /// retired by the completion of a later one.
     pub fn outstanding(&self) -> u32 {
-        self.posted.wrapping_sub(self.account.completed())
+        self.work.outstanding()
     }
 
     /// Requests that may still be posted before completions must be polled.
     pub fn available(&self) -> u32 {
-        self.depth - self.outstanding().min(self.depth)
+        self.work.available()
     }
 
     /// Most scatter/gather entries of a request.
     pub fn max_sge(&self) -> u32 {
-        self.ring.max_sge()
+        self.work.max_sge()
     }
 
     /// Most inline bytes of a request.
     pub fn max_inline(&self) -> u32 {
-        self.ring.max_inline()
+        self.work.max_inline()
     }
 
     #[inline(always)]
-    fn atomic(
-        result: &Sge,
-        remote: Remote,
-        compare_add: u64,
-        swap: u64,
-    ) -> Result<[u64; 6], PostError> {
-        if !remote.addr.is_multiple_of(8) || result.length != 8 {
-            return Err(PostError::AtomicOperand { address: remote.addr });
-        }
-        Ok([remote.addr, compare_add, swap, u64::from(remote.rkey), 0, 0])
-    }
-
-    /// A datagram needs an address: plain sends are for connections.
-    #[inline(always)]
-    fn connected(&self) -> Result<(), PostError> {
-        if self.qp.qp_type == QpType::Ud { Err(unsupported(Opcode::Send)) } else { Ok(()) }
-    }
-
-    #[inline(always)]
-    fn datagram(&self) -> Result<(), PostError> {
-        if self.qp.qp_type == QpType::Ud { Ok(()) } else { Err(unsupported(Opcode::Send)) }
-    }
-
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // the fields of a request
     fn post(
         &mut self,
         wr_id: u64,
-        opcode: Opcode,
-        kind: CqeOpcode,
+        op: Operation,
+        body: Body,
         imm: u32,
-        body: [u64; 6],
         sges: &[Sge],
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        if sges.len() > self.ring.max_sge() as usize {
-            return Err(too_many(sges.len(), self.ring.max_sge()));
-        }
-        let length: u64 = sges.iter().map(|sge| u64::from(sge.length)).sum();
-        self.admit(opcode, length)?;
-        let head = self.head(wr_id, opcode, kind.wire(), imm, body, flags);
-        self.ring.write_send(self.posted, &head, sges);
-        self.posted = self.posted.wrapping_add(1);
-        Ok(())
+        let flags = self.effective(flags);
+        let payload = if let [sge] = sges {
+            if self.bounds.allow(op, sge.length)
+                && let Some(slot) = self.next(wr_id, op.completes_as(), flags)
+            {
+                slot.send(1, 0, op.opcode().wire(), flags);
+                fill(&slot, op, body, imm);
+                slot.send_entry(*sge);
+                return Ok(());
+            }
+            // A copy, so that the usual way need not put the entry where it can be pointed at.
+            Payload::Entry(*sge)
+        } else {
+            Payload::Entries(sges)
+        };
+        self.post_slow(Request { wr_id, op, body, imm, payload, flags })
     }
 
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // the fields of a request
+    #[allow(unsafe_code)]
     fn post_inline(
         &mut self,
         wr_id: u64,
-        opcode: Opcode,
-        kind: CqeOpcode,
-        imm: u32,
-        body: [u64; 6],
+        op: Operation,
+        body: Body,
         payload: &[u8],
         flags: SendFlags,
     ) -> Result<(), PostError> {
-        if payload.len() > self.ring.max_inline() as usize {
-            let given = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-            return Err(PostError::InlineTooLong { given, limit: self.ring.max_inline() });
+        let flags = self.effective(flags);
+        let length = payload.len();
+        // No bytes are no inline data either; that is left to the other way.
+        if length.wrapping_sub(1) < self.work.max_inline() as usize
+            && self.bounds.allow(op, length as u32)
+            && let Some(slot) = self.next(wr_id, op.completes_as(), flags)
+        {
+            slot.send(0, length as u32, op.opcode().wire(), flags | FLAG_INLINE);
+            fill(&slot, op, body, 0);
+            // SAFETY: the ring's slots have room for `max_inline` bytes.
+            unsafe { slot.payload(payload) };
+            return Ok(());
         }
-        self.admit(opcode, payload.len() as u64)?;
-        let head = self.head(wr_id, opcode, kind.wire(), imm, body, flags);
-        self.ring.write_inline(self.posted, &head, payload);
-        self.posted = self.posted.wrapping_add(1);
-        Ok(())
+        let payload = Payload::Inline(payload);
+        self.post_slow(Request { wr_id, op, body, imm: 0, payload, flags })
     }
 
-    /// Checks what all operations have in common.
+    /// Flags that every request has.
+    pub(crate) fn always(&self) -> u32 {
+        self.always
+    }
+
+    /// With the flags that every request of this queue has; asked only where it matters.
     #[inline(always)]
-    fn admit(&mut self, opcode: Opcode, length: u64) -> Result<(), PostError> {
-        if self.allowed & 1 << opcode.wire() == 0 {
-            return Err(unsupported(opcode));
-        }
-        if length > u64::from(self.max_message) {
-            return Err(PostError::MessageTooLong { given: length, limit: self.max_message });
-        }
-        if self.posted == self.limit { self.refresh() } else { Ok(()) }
+    fn effective(&self, flags: SendFlags) -> u32 {
+        if flags.contains(SendFlags::SIGNALED) { flags.0 } else { flags.0 | self.always }
     }
 
-    /// The header of the request at `posted`, whose id is noted.
+    /// The slot of the next request, if there is room as far as is known.
     #[inline(always)]
-    fn head(
-        &mut self,
-        wr_id: u64,
-        opcode: Opcode,
-        kind: u32,
-        imm: u32,
-        mut body: [u64; 6],
-        flags: SendFlags,
-    ) -> SendWords {
-        // Every request names the source GID there, whatever its operation; a datagram's address
-        // has done so already, and the word is zero then. It is known once `admit` has looked.
-        body[4] |= self.gid_word;
-        let flags = flags.0 | self.always;
-        let unsignalled = flags & FLAG_SIGNALED == 0;
-        if !unsignalled {
-            self.signalled = self.posted.wrapping_add(1);
+    pub(crate) fn next(&mut self, wr_id: u64, opcode: CqeOpcode, flags: u32) -> Option<Slot<'_>> {
+        let quiet = flags & FLAG_SIGNALED == 0;
+        let status = if quiet { Posted::UNSIGNALLED } else { Status::Success };
+        let position = self.work.posted();
+        let slot = self.work.next(Posted { wr_id, opcode, status })?;
+        if quiet {
+            self.unsignalled = position.wrapping_add(1);
         }
-        self.account.record(self.posted, wr_id);
-        let tag = Tag::new(self.tag_base, self.posted, kind, u32::from(unsignalled));
-        SendWords { tag: tag.0, opcode: opcode.wire(), flags, ex: imm.swap_bytes(), body }
-    }
-
-    /// Finds out how far posting may go now.
-    #[cold]
-    #[inline(never)]
-    fn refresh(&mut self) -> Result<(), PostError> {
-        let state = self.qp.state();
-        if !QpInner::may_send(state) {
-            return Err(PostError::QpState { state });
-        }
-        self.qp.device().forget_notifications();
-        self.gid_word = u64::from(self.qp.gid_index()) << GID_SHIFT;
-        // What has completed has been fetched, so credit (at most the depth, which is at most the
-        // ring) never runs past ring space. The device's index may lag behind and is only checked.
-        self.ring.check_head().map_err(|value| PostError::DeviceNonsense { value })?;
-        let credit = self.available();
-        if credit == 0 {
-            return Err(PostError::QueueFull { depth: self.depth });
-        }
-        self.limit = self.posted.wrapping_add(credit);
-        Ok(())
+        Some(slot)
     }
 
     /// Whether the queue ends in unsignalled requests, which nothing will retire.
     pub(crate) fn needs_marker(&self) -> bool {
-        self.signalled != self.posted && self.outstanding() > 0
-    }
-
-    /// Posts a signalled request of no bytes whose completion the completion queue keeps to
-    /// itself; on a queue pair in error it is flushed and so retires everything before it.
-    pub(crate) fn post_marker(&mut self) -> Result<(), PostError> {
-        if self.posted == self.limit {
-            self.refresh()?;
-        }
-        let flags = SendFlags::SIGNALED;
-        let head = self.head(0, Opcode::Send, KIND_MARKER, 0, NO_BODY, flags);
-        self.ring.write_send(self.posted, &head, &[]);
-        self.posted = self.posted.wrapping_add(1);
-        self.ring();
-        Ok(())
+        self.unsignalled == self.work.posted() && self.outstanding() > 0
     }
 
     /// Starts over after the queue pair went to RESET.
-    pub(crate) fn restart(&mut self, key: Key, account: Arc<Account>) {
-        self.tag_base = key.base();
-        self.account = account;
-        (self.posted, self.limit, self.signalled, self.gid_word) = (0, 0, 0, 0);
+    pub(crate) fn restart(&mut self, book: &Book) {
+        self.work.start(book);
+        (self.unsignalled, self.gid_index) = (0, 0);
     }
 
     pub(crate) fn qp(&self) -> &Arc<QpInner> {
-        &self.qp
-    }
-
-    pub(crate) fn slots(&self) -> u32 {
-        self.ring.slots()
+        self.work.qp()
     }
 }
 
-/// Where byte 65 of a request lies in the word of its body that starts at byte 64.
-const GID_SHIFT: u32 = {
-    let word_start = std::mem::offset_of!(SendHeader, wr) + 4 * 8;
-    8 * (holdfast_wire::wqe::GID_INDEX_BYTE - word_start) as u32
-};
-
-/// The body of a request that is told everything by its header.
-const NO_BODY: [u64; 6] = [0; 6];
-
-/// The body of RDMA WRITE and READ.
+/// Writes what an operation has besides entries.
 #[inline(always)]
-fn rdma(remote: Remote) -> [u64; 6] {
-    [remote.addr, u64::from(remote.rkey), 0, 0, 0, 0]
+pub(crate) fn fill(slot: &Slot<'_>, op: Operation, body: Body, imm: u32) {
+    if op.has_immediate() {
+        slot.immediate(imm.to_be());
+    }
+    match body {
+        Body::Nothing => {}
+        Body::Remote(remote) => slot.remote(remote.addr, remote.rkey),
+        Body::Atomic { remote, compare_add, swap } => {
+            slot.atomic(remote.addr, compare_add, swap, remote.rkey);
+        }
+        Body::Datagram(body) => slot.datagram(body),
+    }
 }
 
-#[cold]
-fn unsupported(opcode: Opcode) -> PostError {
-    PostError::OpcodeUnsupported { opcode }
+#[inline(always)]
+pub(crate) fn check_atomic(result: &Sge, remote: Remote) -> Result<(), PostError> {
+    if remote.addr.is_multiple_of(8) && result.length == 8 {
+        return Ok(());
+    }
+    Err(PostError::AtomicOperand { address: remote.addr })
 }
-
-#[cold]
-pub(crate) fn too_many(given: usize, limit: u32) -> PostError {
-    PostError::TooManySges { given: u32::try_from(given).unwrap_or(u32::MAX), limit }
-}
-
-/// Bytes of ring slots that `slots` send requests need, in whole pages.
-pub(crate) fn send_pages(slots: u32, max_sge: u32, max_inline: u32) -> usize {
-    (slots as usize * send_stride(max_sge, max_inline)).div_ceil(PAGE_SIZE)
-}
-
-/// A ring for send requests from byte `offset` of `memory` on.
-pub(crate) fn send_ring(
-    memory: Arc<crate::dma::DmaBuffer>,
-    offset: usize,
-    slots: u32,
-    max_sge: u32,
-    max_inline: u32,
-) -> ProducerRing {
-    ProducerRing::new(
-        memory,
-        Half::Tx,
-        offset,
-        slots,
-        send_stride(max_sge, max_inline),
-        size_of::<SendHeader>(),
-        max_sge,
-        max_inline,
-    )
-}
-
-/// The doorbell bits of a send queue.
-pub(crate) const SEND_BITS: u32 = uar::QP_SEND;

@@ -2,7 +2,7 @@
 //!
 //! Receives are taken by the device in order and complete in any order, into the completion queue
 //! of whichever queue pair took them. Each outstanding receive therefore holds a
-//! [ticket](crate::account::Tickets), which its completion gives back.
+//! [ticket](crate::tickets::Tickets), which its completion gives back.
 
 use std::sync::Arc;
 
@@ -10,15 +10,16 @@ use holdfast_wire::attr::{SRQ_MASK_LIMIT, SrqAttr};
 use holdfast_wire::wqe::Sge;
 use holdfast_wire::{PAGE_SIZE, cmd, uar};
 
-use crate::account::{Key, MAX_DEPTH, Tag, Tickets};
+use crate::account::{Key, MAX_DEPTH, Tag};
 use crate::dma::DmaBuffer;
 use crate::error::{Error, PostError, Result};
 use crate::limits::Permit;
 use crate::pages::PageDirectory;
 use crate::pd::ProtectionDomain;
-use crate::recv::{recv_pages, recv_ring};
+use crate::recv::{recv_pages, recv_ring, write_receive};
 use crate::ring::ProducerRing;
-use crate::send::too_many;
+use crate::send_slow::too_many;
+use crate::tickets::Tickets;
 use crate::uar::{Doorbell, Uar, doorbell_word};
 
 /// The part of a shared receive queue that queue pairs keep alive; see
@@ -59,7 +60,6 @@ pub struct SharedReceiveQueue {
     limit: u32,
     hint: u32,
     depth: u32,
-    tag_base: u64,
     doorbell: Doorbell,
     doorbell_word: u32,
     inner: Arc<SrqInner>,
@@ -87,7 +87,7 @@ impl SharedReceiveQueue {
                 why: "it reports none; give each queue pair its own receive queue",
             });
         }
-        let depth = depth.max(1);
+        let (depth, max_sge) = (depth.max(1), max_sge.max(1));
         let most = limits.max_srq_wr.min(MAX_DEPTH);
         Error::check_limit("shared receive queue depth", u64::from(depth), u64::from(most))?;
         Error::check_limit("receive entries", u64::from(max_sge), u64::from(limits.max_srq_sge))?;
@@ -133,7 +133,6 @@ impl SharedReceiveQueue {
             limit: 0,
             hint: 0,
             depth,
-            tag_base: key.base(),
             doorbell: uar.doorbell(uar::SRQ),
             doorbell_word: word,
             inner,
@@ -162,8 +161,9 @@ impl SharedReceiveQueue {
         let Some(ticket) = self.inner.tickets.take(&mut self.hint, wr_id) else {
             return Err(PostError::QueueFull { depth: self.depth });
         };
-        let tag = Tag::new(self.tag_base, ticket, 0, 0);
-        self.ring.write_recv(self.posted, tag.0, sges);
+        let slot = self.ring.slot(self.posted);
+        slot.tag(Tag::new(self.inner.key, ticket));
+        write_receive(&slot, sges);
         self.posted = self.posted.wrapping_add(1);
         Ok(())
     }

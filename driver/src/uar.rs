@@ -7,6 +7,7 @@
 //! taken and carries the doorbell through the transport. The hot path has no other branch.
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,6 +125,7 @@ impl Uar {
             asleep: NonNull::from(asleep),
             offset,
             uar: self.clone(),
+            _owner: None,
         }
     }
 
@@ -186,26 +188,44 @@ fn map(transport: &dyn holdfast_vfio::Device, index: u32) -> Result<Page> {
 }
 
 /// One doorbell word.
+#[derive(Clone)]
 pub(crate) struct Doorbell {
     word: NonNull<AtomicU32>,
     asleep: NonNull<AtomicU32>,
     offset: usize,
     uar: Arc<Uar>,
+    /// Of a word that is not in the page.
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: both words are atomics that live as long as `uar` (its page never moves) or for ever.
+// SAFETY: both words are atomics that live as long as `uar` (its page never moves), or the owner, or
+// for ever.
 unsafe impl Send for Doorbell {}
 // SAFETY: as above.
 unsafe impl Sync for Doorbell {}
 
 impl Doorbell {
+    /// A doorbell that nobody hears, on another word.
+    ///
+    /// # Safety
+    /// The word lives as long as `owner`, at the same place.
+    pub(crate) unsafe fn instead(
+        &self,
+        word: NonNull<AtomicU32>,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        let asleep = NonNull::from(&NEVER_ASLEEP);
+        Self { word, asleep, offset: self.offset, uar: self.uar.clone(), _owner: Some(owner) }
+    }
+
     /// Rings: everything published before is there for the device to see.
     #[inline(always)]
     pub(crate) fn ring(&self, value: u32) {
         // SAFETY: alive as long as self, see above.
         let (word, asleep) = unsafe { (self.word.as_ref(), self.asleep.as_ref()) };
         word.store(value, Ordering::Release);
-        if asleep.load(Ordering::Relaxed) != 0 {
+        // SAFETY: as above; a volatile load is compared in place, where an atomic one is not.
+        if unsafe { asleep.as_ptr().read_volatile() } != 0 {
             self.uar.slow_doorbell(self.offset, value);
         }
     }

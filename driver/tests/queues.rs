@@ -12,8 +12,9 @@ use holdfast_driver::wire::completion::{Cqe, CqeOpcode, Status, WC_WITH_IMM};
 use holdfast_driver::wire::wqe::{self, FLAG_INLINE, Opcode, Sge};
 use holdfast_driver::wire::{regs, uar};
 use holdfast_driver::{
-    AddressHandle, Completion, CompletionQueue, Datagram, Device, Error, Init, Path, PostError,
-    ProtectionDomain, QpConfig, QueuePair, ReadyToReceive, ReadyToSend, Remote, SendFlags, Uar,
+    AddressHandle, Completion, CompletionQueue, Datagram, Device, DoorbellPolicy, Error, Init,
+    Path, PostError, ProtectionDomain, QpConfig, QueuePair, ReadyToReceive, ReadyToSend, Remote,
+    SendFlags, Uar,
 };
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
@@ -483,16 +484,31 @@ fn nonsense_in_a_completion_is_an_error_and_the_next_one_still_counts() {
 #[test]
 fn absurd_ring_indices_are_errors() {
     let mut b = bench(Model::default(), &rc(4));
-    let (cq_state, sq_state) = {
-        let state = b.fake.state();
-        (state.cqs[&b.cq.handle()].state, state.qps[&b.qp.handle()].send.state)
-    };
+    let cq_state = b.fake.state().cqs[&b.cq.handle()].state;
     let mut out = [Completion::default(); 4];
     for tail in [512u32, !0, 257] {
         b.fake.put(cq_state, tail.as_bytes());
         let error = b.cq.poll(&mut out).unwrap_err();
         assert!(matches!(error, Error::DeviceNonsense { value, .. } if value == u64::from(tail)));
     }
+    // What was taken before the index was found wrong is not lost.
+    b.fake.put(cq_state, 0u32.as_bytes());
+    b.qp.send.send(0, &[SGE], SIGNALED).unwrap();
+    b.qp.send.ring();
+    assert_eq!(b.cq.poll(&mut out).unwrap(), 1);
+    for id in 1..=3 {
+        b.qp.send.send(id, &[SGE], SIGNALED).unwrap();
+    }
+    b.qp.send.ring();
+    let tail = 4u32;
+    b.fake.put(cq_state, (tail | 0x8000_0000).as_bytes());
+    assert_eq!(b.cq.poll(&mut out).unwrap(), 3);
+    assert!(b.cq.poll(&mut out).is_err());
+    b.fake.put(cq_state, tail.as_bytes());
+    assert_eq!(b.cq.poll(&mut out).unwrap(), 0);
+
+    let mut b = bench(Model::default(), &rc(4));
+    let sq_state = b.fake.state().qps[&b.qp.handle()].send.state;
     b.fake.put(sq_state + 4, 1234u32.as_bytes());
     let error = b.qp.send.send(1, &[SGE], SIGNALED);
     assert_eq!(error, Err(PostError::DeviceNonsense { value: 1234 }));
@@ -558,6 +574,117 @@ fn a_mapped_doorbell_is_a_store_and_a_sleeping_device_is_woken() {
         assert_eq!(taken, words);
     });
     assert!(matches!(b.cq.arm(false), Err(Error::Late { .. })), "nobody takes this one");
+}
+
+/// Doorbells that the device has heard for the queue pair so far, and what it has fetched.
+fn heard(b: &Bench) -> (u32, usize) {
+    let state = b.fake.state();
+    (state.doorbells, state.qps[&b.qp.handle()].sends.len())
+}
+
+#[test]
+fn an_immediate_queue_rings_with_every_request() {
+    let mut b =
+        bench(Model::default(), &QpConfig { doorbells: DoorbellPolicy::Immediate, ..rc(4) });
+    for round in 0..10u32 {
+        for id in 1..=4 {
+            b.qp.send.write(id, &[SGE], REMOTE, SIGNALED).unwrap();
+            assert_eq!(heard(&b), (4 * round + id as u32, 4 * round as usize + id as usize));
+        }
+        let full = b.qp.send.write(5, &[SGE], REMOTE, SIGNALED);
+        assert_eq!(full, Err(PostError::QueueFull { depth: 4 }));
+        assert_eq!(poll_all(&mut b.cq).len(), 4);
+    }
+    let before = heard(&b).0;
+    b.qp.recv.as_mut().unwrap().post(1, &[SGE]).unwrap();
+    assert_eq!(heard(&b).0, before + 1, "receives too");
+}
+
+#[test]
+fn a_coalesced_queue_rings_once_for_each_poll_whatever_the_poll_finds() {
+    let mut b =
+        bench(Model::default(), &QpConfig { doorbells: DoorbellPolicy::Coalesced, ..rc(8) });
+    let mut out = [Completion::default(); 1];
+    for id in 1..=3 {
+        b.qp.send.write(id, &[SGE], REMOTE, SIGNALED).unwrap();
+        b.qp.send.ring();
+    }
+    assert_eq!(heard(&b), (0, 0), "it was told three times and waits");
+    assert_eq!(b.cq.poll(&mut out).unwrap(), 0);
+    assert_eq!(heard(&b), (1, 3), "one doorbell for the three, from a poll that found nothing");
+    b.qp.send.write(4, &[SGE], REMOTE, SIGNALED).unwrap();
+    assert_eq!((b.cq.poll(&mut out).unwrap(), heard(&b)), (1, (1, 3)), "not told to ring");
+    b.qp.send.ring();
+    assert_eq!((b.cq.poll(&mut out).unwrap(), heard(&b)), (1, (2, 4)), "a poll that found one");
+    assert_eq!((b.cq.poll(&mut out).unwrap(), heard(&b)), (1, (2, 4)), "nothing new, no doorbell");
+    assert_eq!((b.cq.poll(&mut out).unwrap(), out[0].wr_id), (1, 4));
+
+    let recv = b.qp.recv.as_mut().unwrap();
+    recv.post(9, &[SGE]).unwrap();
+    recv.ring();
+    assert_eq!(heard(&b).0, 2);
+    b.cq.poll(&mut out).unwrap();
+    assert_eq!(heard(&b).0, 3, "receives wait as well");
+}
+
+#[test]
+fn a_coalesced_queue_starts_over_after_a_reset() {
+    let mut b =
+        bench(Model::default(), &QpConfig { doorbells: DoorbellPolicy::Coalesced, ..rc(4) });
+    for life in 0..3 {
+        for id in 0..3 {
+            b.qp.send.write(id, &[SGE], REMOTE, SIGNALED).unwrap();
+        }
+        b.qp.send.ring();
+        // The same tail as in the life before, which the device of this life has not seen.
+        let mut done = Vec::new();
+        (0..4).for_each(|_| done.extend(poll_all(&mut b.cq)));
+        assert_eq!(done.len(), 3, "life {life}");
+        b.qp.reset().unwrap();
+        connect(&b.qp);
+    }
+}
+
+#[test]
+fn a_coalesced_queue_is_drained_like_any_other() {
+    let model = Model { hold_sends: true, ..Model::default() };
+    let mut b = bench(model, &QpConfig { doorbells: DoorbellPolicy::Coalesced, ..rc(8) });
+    for id in 0..3 {
+        b.qp.send.write(id, &[SGE], REMOTE, SendFlags::NONE).unwrap();
+    }
+    b.qp.send.ring();
+    b.qp.drain(&mut [&mut b.cq], Duration::from_secs(5), &mut drop).unwrap();
+    assert_eq!(b.qp.outstanding(), 0);
+}
+
+#[test]
+fn poll_is_rung_ever_more_seldom_while_nothing_comes() {
+    let model = Model { extension: None, ..Model::default() };
+    let mut b = bench(model, &rc(8));
+    let mut out = [Completion::default(); 1];
+    let polls = |b: &Bench| {
+        let bits = b.cq.handle() | uar::CQ_POLL;
+        b.fake.state().writes.iter().filter(|write| write.2 == bits).count()
+    };
+    // Empty polls up to each of the next four POLLs.
+    let mut gaps = |b: &mut Bench| -> Vec<u32> {
+        (0..4)
+            .map(|_| {
+                let (before, mut count) = (polls(b), 0);
+                while polls(b) == before {
+                    assert_eq!(b.cq.poll(&mut out).unwrap(), 0);
+                    count += 1;
+                }
+                count
+            })
+            .collect()
+    };
+    assert_eq!(gaps(&mut b), [64, 128, 256, 512]);
+    assert_eq!(gaps(&mut b), [1024, 1024, 1024, 1024]);
+    b.qp.send.write(1, &[SGE], REMOTE, SIGNALED).unwrap();
+    b.qp.send.ring();
+    assert_eq!(poll_all(&mut b.cq).len(), 1);
+    assert_eq!(gaps(&mut b)[1..], [64, 128, 256], "something came");
 }
 
 #[test]

@@ -6,5 +6,6 @@
 mod fuzz;
 mod memory;
 
+pub use crate::combiner::Combiner;
 pub use fuzz::{fuzz_device, fuzz_device_steps};
 pub use memory::HeapMemory;

@@ -452,6 +452,12 @@ impl Fake {
         state.qps.insert(handle, qp);
     }
 
+    /// What a queue pair does when its doorbell is heard: for doorbell pages that are memory, which
+    /// nobody here watches.
+    pub fn ring(&self, handle: u32) {
+        self.run(&mut self.state(), handle);
+    }
+
     /// Puts a completion in a queue.
     pub fn complete(&self, state: &mut State, cq: u32, cqe: &Cqe) {
         let Some(ring) = state.cqs.get_mut(&cq) else { return };

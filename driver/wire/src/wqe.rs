@@ -251,6 +251,9 @@ wire_enum! {
     }
 }
 
+/// Most inline bytes of a send that this project's NIC takes, and its driver asks for.
+pub const MAX_INLINE: usize = 432;
+
 /// Bytes of a send ring slot for up to `max_sge` entries and `max_inline` payload bytes.
 pub const fn send_stride(max_sge: u32, max_inline: u32) -> usize {
     let sges = max_sge as usize * size_of::<Sge>();

@@ -16,8 +16,7 @@ use crate::memory::Span;
 
 /// Most scatter/gather entries of a request.
 pub const MAX_SGE: usize = 32;
-/// Most inline payload bytes of a request.
-pub const MAX_INLINE: usize = 432;
+pub use holdfast_wire::wqe::MAX_INLINE;
 
 /// No translation for an address, now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
