@@ -94,6 +94,17 @@ fn one_command_measures_several_sizes_and_writes_every_form() {
 }
 
 #[test]
+fn memory_is_locked_where_that_is_allowed_and_else_the_limit_is_named() {
+    let output = bench(&["write", "lat", "--iters", "50", "--lock-memory", "--json"]);
+    if output.status.code() == Some(1) {
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("--lock-memory") && text.contains("ulimit -l"), "{text}");
+    } else {
+        assert_eq!(json(&output)["runs"][0]["memory_locked"], true);
+    }
+}
+
+#[test]
 fn scripts_for_perftest_find_their_columns() {
     let output = bench(&["read", "lat", "--iters", "300", "--perftest-compat"]);
     assert_eq!(output.status.code(), Some(0));

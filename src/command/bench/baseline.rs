@@ -16,6 +16,10 @@ use crate::command::interrupt;
 const WARM_UP: u64 = 20_000;
 /// Round trips that are.
 const ROUNDS: u64 = 200_000;
+/// How long they may take: where the processors have other things to do, fewer must do.
+const LONGEST: Duration = Duration::from_millis(500);
+/// Ends the ping-pong early; no round has this number.
+const STOP: u64 = u64::MAX;
 /// How long a copy is repeated, and how often the best of it is looked for.
 const COPY_TIME: Duration = Duration::from_millis(100);
 const COPY_TRIES: usize = 3;
@@ -38,11 +42,13 @@ pub fn cache_line_ping_pong(clock: &Clock, cpus: (usize, usize)) -> anyhow::Resu
             let pinned = affinity::pin(cpus.1);
             for round in 0..total {
                 // An odd value is a question, the next even one its answer.
-                while word.load(Ordering::Acquire) != 2 * round + 1 {
-                    if interrupt::requested() {
-                        return Ok(());
+                loop {
+                    match word.load(Ordering::Acquire) {
+                        STOP => return pinned,
+                        question if question == 2 * round + 1 => break,
+                        _ if interrupt::requested() => return Ok(()),
+                        _ => std::hint::spin_loop(),
                     }
-                    std::hint::spin_loop();
                 }
                 word.store(2 * round + 2, Ordering::Release);
             }
@@ -51,6 +57,7 @@ pub fn cache_line_ping_pong(clock: &Clock, cpus: (usize, usize)) -> anyhow::Resu
         let asking = scope.spawn(move || -> anyhow::Result<f64> {
             let pinned = affinity::pin(cpus.0);
             let mut latencies = Latencies::new();
+            let (longest, began) = (clock.ticks_of(LONGEST), clock.ticks());
             for round in 0..total {
                 let start = clock.ticks();
                 word.store(2 * round + 1, Ordering::Release);
@@ -58,10 +65,17 @@ pub fn cache_line_ping_pong(clock: &Clock, cpus: (usize, usize)) -> anyhow::Resu
                     interrupt::check()?;
                     std::hint::spin_loop();
                 }
-                if round >= WARM_UP {
-                    latencies.record_ns(clock.ns(clock.ticks().wrapping_sub(start)));
+                let now = clock.ticks();
+                let elapsed = now.wrapping_sub(began);
+                if round >= WARM_UP || elapsed > longest / 4 {
+                    latencies.record_ns(clock.ns(now.wrapping_sub(start)));
+                }
+                if elapsed > longest {
+                    break;
                 }
             }
+            word.store(STOP, Ordering::Release);
+            // The last of them counts in any case.
             pinned.map(|()| latencies.percentiles().p50_ns)
         });
         let panicked = |_| anyhow::anyhow!("a thread of the cache line ping-pong panicked");

@@ -83,7 +83,9 @@ pub fn overhead(clock: &Clock) -> anyhow::Result<Overhead> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::open;
     use super::*;
+    use crate::command::histogram::Latencies;
 
     #[test]
     fn the_null_device_is_done_once_with_each() {
@@ -93,6 +95,47 @@ mod tests {
         null.ring(7);
         assert_eq!(null.look().unwrap(), Seen::Done(7));
         assert_eq!(null.look().unwrap(), Seen::Nothing);
+    }
+
+    /// Calls of the allocator by a loop of so many operations on the null device, on a thread of
+    /// the name that is watched.
+    fn allocations(operations: u64, open: bool) -> u64 {
+        use holdfast_lab_check::allocations;
+        let clock = Clock::calibrate();
+        let lane = Stats::new("test").lane("null");
+        let mut recorder = Recorder::new(&clock, Duration::from_millis(1), lane, 8);
+        let mut service = Latencies::new();
+        let mut watch = Patience::new(Duration::from_secs(60));
+        let (mut null, mut outcome) = (Null::default(), Outcome::default());
+        let schedule =
+            open::Schedule { first: 0, rate: 1e9, total: operations, limit: None, slots: 4 };
+        let stop = Stop::Iterations(operations);
+        let before = allocations::calls();
+        assert!(allocations::watch_thread("measuring"));
+        let ended = if open {
+            let response = &mut recorder;
+            let mut recorders = open::Recorders { response, service: &mut service };
+            open::run(&clock, &mut null, &schedule, &mut recorders, &mut watch, &mut outcome)
+        } else {
+            closed::run(&clock, &mut null, 0, stop, &mut recorder, &mut watch, &mut outcome)
+        };
+        let calls = allocations::calls() - before;
+        ended.unwrap();
+        assert_eq!(outcome.done, operations);
+        calls
+    }
+
+    #[test]
+    fn however_long_a_loop_runs_it_allocates_no_more() {
+        let measuring = std::thread::Builder::new().name("measuring".to_owned());
+        let counts = measuring.spawn(|| {
+            let of = |open| (allocations(10, open), allocations(50_000, open));
+            (of(false), of(true))
+        });
+        let (closed, open) = counts.unwrap().join().unwrap();
+        // The slots of an open loop are one call, before it begins. `watch_thread` frees what it has
+        // found, which does not count.
+        assert_eq!((closed, open), ((0, 0), (1, 1)));
     }
 
     #[test]
