@@ -342,8 +342,7 @@ impl AddressSpace {
         self.domain.map(range, &backing, prot)?;
         state.mappings += 1;
         state
-            .chunks
-            .insert(range, Chunk { owner, prot, tenant: None, on: On::Memory })
+            .add(range, Chunk { owner, prot, tenant: None, on: On::Memory })
             .map_err(|existing| Error::Overlap { range, existing })
     }
 
