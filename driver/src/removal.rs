@@ -45,6 +45,7 @@ impl Removal {
     pub(crate) fn requested(&self) -> bool {
         if !self.requested.load(Ordering::Relaxed) && self.fd.read().is_ok() {
             self.requested.store(true, Ordering::Relaxed);
+            self.transport.removal_asked();
         }
         self.requested.load(Ordering::Relaxed)
     }
@@ -52,6 +53,8 @@ impl Removal {
 
 impl Drop for Removal {
     fn drop(&mut self) {
+        // So that the transport knows, even where the user only looked at the descriptor.
+        self.requested();
         if let Err(error) = self.transport.disable_irqs(IRQ_REQUEST) {
             tracing::debug!(%error, "the request interrupt was not disabled");
         }

@@ -85,6 +85,10 @@ pub trait Device: Send + Sync {
     /// Resets the function.
     fn reset(&self) -> Result<()>;
 
+    /// Says that the kernel has asked for the function back ([`IRQ_REQUEST`] has fired): whoever
+    /// drops the last handle then waits a moment for the kernel to have taken it.
+    fn removal_asked(&self) {}
+
     /// Reads one 32-bit register.
     fn read_u32(&self, index: u32, offset: u64) -> Result<u32> {
         let mut buf = [0; 4];

@@ -107,6 +107,7 @@ removed() {
     # Returns when the owner has let go.
     timeout 30 sh -c "echo 1 >/sys/bus/pci/devices/$two/remove" || return 1
     ends_and_says "$two is being removed" && gone $two && nothing_left || return 1
+    ! grep ERROR victim.log || return 1
     echo 1 >/sys/bus/pci/rescan
     holdfast bind $two && pingpong --iters 10
 }

@@ -119,12 +119,26 @@ impl Container {
 
     /// Unmaps every mapping that lies in `[iova, iova + size)` and gives the bytes unmapped. Fails
     /// with EINVAL when that would cut a mapping in two. When it returns, the IOTLB is flushed.
+    ///
+    /// Gives `size` when the kernel has taken the last group out of the container (it has removed
+    /// the device): its mappings went with it.
     pub fn unmap_dma(&self, iova: u64, size: u64) -> Result<u64> {
         let mut arguments = [0; UNMAP_SIZE];
         put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_unmap, iova), iova);
         put64(&mut arguments, offset_of!(vfio_iommu_type1_dma_unmap, size), size);
-        ioctl::sized(self.as_fd(), Sized::IommuUnmapDma, &mut arguments)?;
-        Ok(unmapped(&arguments))
+        match ioctl::sized(self.as_fd(), Sized::IommuUnmapDma, &mut arguments) {
+            Ok(()) => Ok(unmapped(&arguments)),
+            Err(Error::Ioctl { errno: Errno::EINVAL, .. }) if self.has_no_group() => Ok(size),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the kernel has taken the last group, and the IOMMU with it: such a container knows
+    /// no calls on its address space. Does not allocate.
+    fn has_no_group(&self) -> bool {
+        let mut info = [0; size_of::<vfio_iommu_type1_info>()];
+        let asked = ioctl::sized(self.as_fd(), Sized::IommuGetInfo, &mut info);
+        matches!(asked, Err(Error::Ioctl { errno: Errno::EINVAL, .. }))
     }
 }
 

@@ -15,6 +15,7 @@ use vfio_bindings::bindings::vfio::{
 
 use super::caps::{self, Region};
 use super::container::{answer, put32};
+use super::departure::Departure;
 use super::group::Group;
 use super::ioctl::{self, Plain, Sized};
 use crate::pci::{Address, Tree};
@@ -34,7 +35,9 @@ pub struct KernelDevice {
     irqs: Vec<IrqInfo>,
     // Which interrupt indices have eventfds: they must be taken down before a change.
     enabled: Mutex<Vec<u32>>,
-    // Closed after the device.
+    // Waited for after the device was closed.
+    departure: Departure,
+    // Closed after that.
     _group: Arc<Group>,
 }
 
@@ -67,8 +70,9 @@ impl KernelDevice {
             (0..info.regions).map(|index| read_region_info(&file, index)).collect::<Result<_>>()?;
         let irqs =
             (0..info.irqs).map(|index| read_irq_info(&file, index)).collect::<Result<_>>()?;
+        let departure = Departure::new(tree, address);
         let (tree, enabled) = (tree.clone(), Mutex::default());
-        Ok(Self { file, address, tree, info, regions, irqs, enabled, _group: group })
+        Ok(Self { file, address, tree, info, regions, irqs, enabled, departure, _group: group })
     }
 
     /// Where the function sits.
@@ -179,6 +183,10 @@ impl Device for KernelDevice {
             return Err(Error::NoReset { address: self.address });
         }
         ioctl::plain(self.file.as_fd(), Plain::DeviceReset).map(drop)
+    }
+
+    fn removal_asked(&self) {
+        self.departure.expect();
     }
 }
 

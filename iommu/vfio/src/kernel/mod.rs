@@ -8,6 +8,7 @@
 pub mod caps;
 pub mod config;
 mod container;
+mod departure;
 mod device;
 mod group;
 mod ioctl;
