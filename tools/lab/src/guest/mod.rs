@@ -69,6 +69,8 @@ pub struct Outcome {
     /// The folder with what the job left in `/job/out`, and `dmesg`, `console`, `qemu.log` and
     /// `nic.log`.
     pub out: PathBuf,
+    /// What QEMU said.
+    pub qemu_log: String,
     /// What the emulated NIC said.
     pub nic_log: String,
     /// Seconds from start to end.
@@ -143,8 +145,10 @@ impl Machine {
         let Ok(status) = status.trim().parse() else {
             bail!("the guest ended without an exit status; {}", words());
         };
+        let qemu_log = fs::read_to_string(folder.join("qemu.log")).unwrap_or_default();
         let nic_log = process::tail(&folder.join("nic.log"), 40);
-        Ok(Outcome { status, console: text, out, nic_log, seconds: start.elapsed().as_secs_f64() })
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Outcome { status, console: text, out, qemu_log, nic_log, seconds })
     }
 
     fn wait(&self, child: &mut Guarded, console: Console) -> Result<()> {

@@ -181,6 +181,10 @@ fn vmxnet3(slot: usize) -> Vec<String> {
     arguments
 }
 
+/// How long QEMU waits for the NIC's answer to a message, in milliseconds: longer than any guest
+/// runs into its limit.
+const ANSWER_MS: u32 = 3_600_000;
+
 fn vfio_user(socket: &Path, slot: usize, beside_vmxnet3: bool) -> Vec<String> {
     let mut arguments = if beside_vmxnet3 { vmxnet3(slot) } else { Vec::new() };
     let function = u8::from(beside_vmxnet3);
@@ -190,6 +194,9 @@ fn vfio_user(socket: &Path, slot: usize, beside_vmxnet3: bool) -> Vec<String> {
         "addr": format!("{slot:x}.{function}"),
         // Linux's driver looks at what the device answered right after a register write.
         "x-no-posted-writes": true,
+        // After 5 s, by default, QEMU takes an unmap that has not been answered for one that has
+        // failed, and lets the guest go on: the NIC may reach what the guest took from it.
+        "x-msg-timeout": ANSWER_MS,
     });
     arguments.extend(device(description.to_string()));
     arguments

@@ -23,7 +23,7 @@ use crate::debian::{Debian, KernelVersion};
 use crate::guest::{Accelerator, Console, Job, Machine, Outcome, RunDir};
 use crate::process::{self, Guarded, Terminal};
 use table::{Need, Row, Suite};
-use verdict::{Check, Verdict, judge_kernel_log, read_checks};
+use verdict::{Check, Verdict, judge_kernel_log, judge_qemu_log, read_checks};
 
 /// Brings up Linux's driver in a guest; `lab-rdma` there.
 pub const LAB_RDMA: &str = include_str!("../../guest/lab-rdma.sh");
@@ -248,10 +248,12 @@ fn judge(suite: &Suite, outcome: &Outcome, verdict: &mut Verdict) {
     verdict.checks = read_checks(&outcome.console);
     let dmesg = fs::read_to_string(outcome.out.join("dmesg")).unwrap_or_default();
     let (kernel, faults) = judge_kernel_log(&dmesg, suite.faults, &suite.warnings);
-    for check in &kernel {
+    let qemu = judge_qemu_log(&outcome.qemu_log);
+    for check in kernel.iter().chain([&qemu]) {
         show(check);
     }
     verdict.checks.extend(kernel);
+    verdict.checks.push(qemu);
     verdict.dma_faults = faults;
     verdict.numbers = read_numbers(&outcome.out.join("numbers"));
     if outcome.status != 0 && verdict.checks.iter().all(|check| check.ok) {
@@ -265,8 +267,9 @@ fn judge(suite: &Suite, outcome: &Outcome, verdict: &mut Verdict) {
     if let Some(error) = &verdict.error {
         println!("FAIL {error}");
     }
-    if !verdict.ok && !outcome.nic_log.is_empty() {
-        println!("the NIC said:\n{}", outcome.nic_log);
+    let said = [("QEMU", &outcome.qemu_log), ("the NIC", &outcome.nic_log)];
+    for (who, said) in said.into_iter().filter(|(_, said)| !verdict.ok && !said.is_empty()) {
+        println!("{who} said:\n{}", said.trim_end());
     }
 }
 

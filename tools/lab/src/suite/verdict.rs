@@ -101,9 +101,9 @@ pub fn judge_kernel_log(dmesg: &str, faults: Faults, provoked: &[String]) -> (Ve
     let trouble: Vec<&str> = unprovoked(dmesg, provoked)
         .filter(|line| bad.iter().any(|word| line.contains(word)))
         .collect();
-    let mut checks = vec![kernel_check(&format!("{KERNEL_LOG} has no warning or bug"), &trouble)];
+    let mut checks = vec![log_check(&format!("{KERNEL_LOG} has no warning or bug"), &trouble)];
     if faults == Faults::None {
-        checks.push(kernel_check(&format!("{KERNEL_LOG} has no DMA fault"), &dma_faults));
+        checks.push(log_check(&format!("{KERNEL_LOG} has no DMA fault"), &dma_faults));
     }
     (checks, dma_faults.len())
 }
@@ -122,7 +122,14 @@ fn unprovoked<'a>(dmesg: &'a str, provoked: &'a [String]) -> impl Iterator<Item 
     })
 }
 
-fn kernel_check(name: &str, found: &[&str]) -> Check {
+/// That QEMU never gave up on the NIC: it takes an unmap without an answer for one that failed, and
+/// lets the guest go on.
+pub fn judge_qemu_log(log: &str) -> Check {
+    let late: Vec<&str> = log.lines().filter(|line| line.contains("timed out waiting")).collect();
+    log_check("QEMU had every answer of the NIC", &late)
+}
+
+fn log_check(name: &str, found: &[&str]) -> Check {
     let reason = found.first().map(|line| format!("{} lines, the first: {line}", found.len()));
     Check {
         name: name.to_owned(),
@@ -150,6 +157,14 @@ mod tests {
             error: None,
             failed_before: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_nic_that_answers_too_late_fails_the_row() {
+        assert!(judge_qemu_log("qemu: warning: Could not enable error recovery").ok);
+        let late = "qemu-system-x86_64: timed out waiting for reply: Connection timed out\n\
+            qemu-system-x86_64: vfio_container_dma_unmap(0x5, 0x510000, 0x1000) = -14";
+        assert!(!judge_qemu_log(late).ok);
     }
 
     #[test]

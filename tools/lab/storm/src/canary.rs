@@ -4,14 +4,16 @@
 //! canaries are alike, and none is ever the peer's mark.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use holdfast_dax::layout;
 use nix::errno::Errno;
 use nix::unistd::syncfs;
 
-use crate::operation::errno;
+use crate::operation::{PAGE, errno};
 use crate::peer;
 
 /// Written and compared at a time.
@@ -38,6 +40,23 @@ pub struct Look {
     pub marks: u64,
     /// The first and the last epoch of those.
     pub epochs: Option<(u32, u32)>,
+}
+
+/// Pages with foreign bytes, one after the other in the file and on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// First byte, in the file.
+    pub at: u64,
+    pub pages: u64,
+    /// First byte on the device.
+    pub block: Option<u64>,
+}
+
+impl Run {
+    fn continues(&self, at: u64, block: Option<u64>) -> bool {
+        let len = self.pages * PAGE;
+        at == self.at + len && block == self.block.map(|first| first + len)
+    }
 }
 
 impl Look {
@@ -98,6 +117,32 @@ impl Canary {
 
     fn put(&self, want: usize) -> Result<usize, Errno> {
         self.file.write_at(&self.part[..want], self.len).map_err(errno)
+    }
+
+    /// Where its foreign bytes are: runs of whole pages, with the blocks that the file system says
+    /// it has there. For a report, once a look has found some.
+    pub fn foreign_runs(&mut self) -> Result<Vec<Run>> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut found = vec![0; PAGE as usize];
+        let segments = layout(self.file.as_fd(), 0, self.len)?;
+        let block = |at: u64| {
+            let segment = segments.iter().find(|one| (one.offset..one.end()).contains(&at))?;
+            segment.device_offset.map(|start| start + (at - segment.offset))
+        };
+        for at in (0..self.len).step_by(PAGE as usize) {
+            let len = (self.len - at).min(PAGE) as usize;
+            self.file.read_exact_at(&mut found[..len], at)?;
+            self.expect(at, len);
+            if found[..len] == self.part[..] {
+                continue;
+            }
+            let block = block(at);
+            match runs.last_mut() {
+                Some(last) if last.continues(at, block) => last.pages += 1,
+                _ => runs.push(Run { at, pages: 1, block }),
+            }
+        }
+        Ok(runs)
     }
 
     /// Bytes in it.
@@ -182,6 +227,8 @@ mod tests {
         assert_eq!(look.epochs, Some((7, 7)));
         assert_eq!(later_marks(&path, 6).unwrap().marks, 1);
         assert_eq!(later_marks(&path, 7).unwrap().marks, 0);
+        let runs = canary.foreign_runs().unwrap();
+        assert_eq!((runs.len(), runs[0].at, runs[0].pages), (1, PART as u64, 1));
         drop(canary);
         assert!(!path.exists());
         fs::remove_dir_all(&folder).unwrap();

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use holdfast_dax::layout;
+use holdfast_dax::{Segment, layout};
 use holdfast_lab_check::ioctl;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -173,6 +173,12 @@ impl Field {
             look.add(canary.look()?);
         }
         Ok(look)
+    }
+
+    /// Where the region's file has its blocks.
+    pub fn segments(&self) -> Result<Vec<Segment>> {
+        let file = File::open(self.path("region"))?;
+        Ok(layout(file.as_fd(), 0, file.metadata()?.len().next_multiple_of(PAGE))?)
     }
 
     /// For each page of the region's file, whether it has a block.

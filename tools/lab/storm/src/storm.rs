@@ -13,7 +13,7 @@ use holdfast::coherence::{Guard, GuardOptions, NotifierKind};
 use holdfast_lab_check::allocations;
 use nix::errno::Errno;
 
-use crate::canary::{Look, later_marks};
+use crate::canary::{Canary, Look, later_marks};
 use crate::choice;
 use crate::ends::Ends;
 use crate::field::Field;
@@ -322,7 +322,7 @@ impl Storm {
         self.figures.canaries += 1;
         self.ends.pass(PATIENCE).context("with a canary in the freed space")?;
         let look = canary.look()?;
-        self.foreign(look, what)?;
+        self.foreign_of(&mut canary, look, what)?;
         if self.random.one_in(4) {
             let look = self.field.look()?;
             self.foreign(look, what)?;
@@ -330,7 +330,21 @@ impl Storm {
             std::thread::sleep(MOMENT);
         }
         let look = canary.look()?;
-        self.foreign(look, what)
+        self.foreign_of(&mut canary, look, what)
+    }
+
+    /// The same for the canary in what was freed, with all there is to know of a foreign byte.
+    fn foreign_of(&mut self, canary: &mut Canary, look: Look, what: &[Operation]) -> Result<()> {
+        let noted = self.foreign(look, what);
+        if noted.is_err() && self.plan.guarded {
+            println!("foreign: {:x?}", canary.foreign_runs());
+            println!("the region's file now: {:x?}", self.field.segments());
+            // Whether the device goes on to write there, and when what is there was written.
+            self.ends.next_epoch();
+            let (epoch, passed) = (self.ends.epoch(), self.ends.pass(PATIENCE));
+            println!("a pass of epoch {epoch} later ({passed:?}): {:?}", canary.look());
+        }
+        noted
     }
 
     /// Notes what a look found. Under a guard, the first foreign byte ends the storm.
