@@ -31,9 +31,11 @@
 //!    reads). The device: bus mastering is cleared. The group: with the last one the kernel empties
 //!    the container itself. The container: the keeper's duplicate stays. The socket: the keeper
 //!    wakes up. Whichever came first, *P* and *G* are in force.
-//! 5. *The driver is gone*: its socket is closed, or its pidfd says that all threads have exited.
-//!    Both come only after every thread has left its last system call, so nobody maps any more. (A
-//!    child that the driver forked may keep the socket open, but not the pidfd quiet.)
+//! 5. *The driver is gone*: its pidfd says that all threads have exited, which is after their last
+//!    descriptors were closed; so nobody maps any more, and no group is just leaving its container.
+//!    (The socket closes earlier, and tells of a driver without a pidfd. The keeper waits for the
+//!    pidfd then, 5 s at most: the kernel frees what a call on a container uses when the last group
+//!    leaves at the same time.)
 //! 6. *The keeper empties every container* (VFIO_DMA_UNMAP_FLAG_ALL; a container without a group is
 //!    empty already). When the call returns, the IOTLB is flushed: *M* is gone. If it fails, this
 //!    step is repeated for as long as it takes, and *P* and *G* stay.

@@ -20,6 +20,9 @@ use super::sys;
 
 /// How often guard pages are looked at, and how often a fence that failed is tried again.
 pub const PERIOD: Duration = Duration::from_millis(50);
+/// How long a driver may live on after its socket was closed: one that is dying has closed all that
+/// it had long before.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// Most containers and pins.
 const MAX_CONTAINERS: usize = 256;
 const MAX_PINS: usize = 4096;
@@ -131,6 +134,7 @@ impl<F: Fence> Server<F> {
             self.watch(Instant::now());
         }
         let held = self.pins.iter().filter(|pin| !pin.is_let_go()).count();
+        self.see_it_end();
         // A fence that fails is tried until it works: a layout operation that waits for ever is
         // better than one that frees blocks which a device still writes.
         while let Err(errno) = self.fence_all() {
@@ -142,6 +146,24 @@ impl<F: Fence> Server<F> {
         }
         if held > 0 || !self.containers.is_empty() {
             self.notes.driver_died(self.containers.len(), held);
+        }
+    }
+
+    /// Waits until a driver whose socket is closed has ended, so that all its descriptors are: the
+    /// kernel does not keep calls on a container apart from the end of its last group
+    /// (`vfio_fops_unl_ioctl`, `vfio_group_detach_container`), and what the calls use would be
+    /// freed under them. A driver that holds nothing here may live on.
+    fn see_it_end(&self) {
+        let Some(driver) = self.driver.as_ref().filter(|_| !self.containers.is_empty()) else {
+            return;
+        };
+        let until = Instant::now() + ENDS_WITHIN;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            let mut fds = [PollFd::new(driver.as_fd(), PollFlags::POLLIN)];
+            // An interrupted wait goes on.
+            if poll(&mut fds, timeout(left)).is_ok_and(|ready| ready > 0) {
+                return;
+            }
         }
     }
 

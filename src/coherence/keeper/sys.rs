@@ -75,8 +75,13 @@ unsafe impl Send for GuardPage {}
 
 /// A descriptor of this process, by which its end can be told (Linux 5.3 and later).
 pub(super) fn pidfd_self() -> Result<OwnedFd, Errno> {
+    pidfd(std::process::id())
+}
+
+/// A descriptor of a process.
+pub(super) fn pidfd(pid: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: the call takes two numbers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
     // SAFETY: the call succeeded, so this is a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -174,6 +174,22 @@ fn when_the_driver_dies_containers_are_emptied_before_any_pin_goes() {
 }
 
 #[test]
+fn a_driver_whose_socket_is_closed_is_seen_to_end_first() {
+    let recorder = recorder(1);
+    let mut driver = Driver::with(&recorder, LONG);
+    let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let pidfd = super::sys::pidfd(process.id()).unwrap();
+    driver.ask(Request::Driver, &[pidfd.as_fd()]).unwrap();
+    drop((driver.calls, driver.events));
+    thread::sleep(4 * PERIOD);
+    assert_eq!((recorder.calls(), recorder.pins[0].is_full()), (vec![], true));
+    process.kill().unwrap();
+    driver.thread.join().unwrap().unwrap();
+    assert_eq!(recorder.calls(), [1]);
+    process.wait().unwrap();
+}
+
+#[test]
 fn while_a_fence_fails_pins_stay() {
     let recorder = Recorder { failures: 3, ..recorder(2) };
     let driver = Driver::with(&recorder, LONG);

@@ -27,8 +27,10 @@ const ANSWER_MAX: usize = 64 << 10;
 /// from the container, and unmapping would fail. Its mappings go with it.
 #[derive(Debug)]
 pub struct Container {
-    file: File,
+    // Closed before the container: who holds a copy of that, in another process, may close the last
+    // one then, and the kernel does not keep this apart from the end of the last group.
     groups: Mutex<Vec<Arc<File>>>,
+    file: File,
 }
 
 impl Container {
