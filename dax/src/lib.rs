@@ -52,6 +52,9 @@ pub use fsdax::{
 pub use identity::FileId;
 pub use kind::Kind;
 pub use memory::{Memory, Populate};
-pub use pin::{AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, Sign, prove};
+pub use pin::{
+    AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, Sign, pages_to_pin, prove,
+    several_needed, touch_small_pages,
+};
 pub use size::{SizeError, parse_size};
 pub use source::{Source, SourceError};

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use holdfast_dax::{Kind, allocated};
+use holdfast_dax::{Kind, allocated, pages_to_pin, touch_small_pages};
 
 use super::event::{EventKind, Part};
 use super::file::{GuardedFile, Phase, State, publish};
@@ -130,6 +130,7 @@ pub fn bring_in(shared: &Shared, file: &GuardedFile, region: &Arc<GuardedRegion>
         // an operation that is under way has ended.
         if !region.faults_on_its_own() {
             let parts = present_parts(region)?;
+            touch_small(region, &[region.whole()]);
             for gap in gaps(region.whole(), &parts) {
                 region.memory.populate(gap.start, gap.len())?;
             }
@@ -185,6 +186,7 @@ fn settle(
     file.lock().over();
     for (region, parts) in regions.iter().zip(&present) {
         if !region.faults_on_its_own() {
+            touch_small(region, parts);
             for part in parts {
                 region.memory.populate(part.start, part.len())?;
             }
@@ -192,11 +194,16 @@ fn settle(
     }
     let needs_pin = regions.iter().any(|region| region.needs_pin());
     let anchor = regions.iter().zip(&present).find_map(|(region, parts)| {
-        parts.last().map(|part| region.file_offset() + part.end - PAGE)
+        let offset = region.file_offset();
+        let has = |at: u64| {
+            let at = at.checked_sub(offset);
+            at.is_some_and(|at| parts.iter().any(|part| (part.start..part.end).contains(&at)))
+        };
+        parts.last().map(|part| pages_to_pin(offset + part.end - PAGE, has))
     });
     let pinned = file.lock().pin.is_some();
-    let pin = match anchor.filter(|_| needs_pin && !pinned) {
-        Some(offset) => Some(shared.pin(file, offset)?),
+    let pin = match anchor.as_ref().filter(|_| needs_pin && !pinned) {
+        Some(offsets) => Some(shared.pin(file, offsets)?),
         None => None,
     };
     let mut permits = Vec::with_capacity(regions.len());
@@ -251,6 +258,15 @@ fn settle(
         }
     }
     Ok(true)
+}
+
+/// Has the small pages that a pin will be on faulted in as such, before a huge one is made of them.
+fn touch_small(region: &GuardedRegion, parts: &[Part]) {
+    if let (Some(part), Some((file, offset))) = (parts.last(), region.memory.backing())
+        && region.needs_pin()
+    {
+        touch_small_pages(file, offset + part.start..offset + part.end);
+    }
 }
 
 /// The pin is in force: the file is held from here on.

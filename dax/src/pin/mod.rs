@@ -4,7 +4,7 @@
 //! ext4 and xfs look for pages that somebody holds before they change which blocks a DAX file has
 //! (`ext4_break_layouts`, `xfs_break_dax_layouts`; both end in `dax_layout_busy_page_range` over
 //! the **whole** inode), and wait until nobody does. A page in a pipe is held (vmsplice takes a
-//! short-term reference, which DAX allows). So a [`Pin`] is a pipe with one page in it, plus a
+//! short-term reference, which DAX allows). So a [`Pin`] is a pipe with a page in it, plus a
 //! *guard mapping*, one page of the file mapped a second time, which has two offices:
 //!
 //! - Linux 6.1 and 6.12 do not look at files that nobody maps; the guard mapping sees to that.
@@ -26,6 +26,9 @@
 //! looking (the guard page's entry shows it afterwards), and closing the last descriptor of an
 //! unlinked file frees its blocks on Linux 6.1 and 6.12, wherefore a pin keeps the file open.
 //!
+//! Before Linux 6.15 a page that is just being written back is not seen either, and a pin needs several
+//! pages ([`Pin::take_several`], [`pages_to_pin`]).
+//!
 //! [`prove`] shows on a scratch file that all this is true of a mount. An [`AdoptedPin`] is a copy
 //! of a pin in another process, which outlives the one that took it.
 
@@ -33,8 +36,10 @@ mod adopt;
 mod guard;
 mod pipe;
 mod prove;
+mod several;
 mod take;
 
 pub use adopt::{AdoptedPin, OwnedPinParts};
 pub use prove::{Proof, ProofFailure, prove};
+pub use several::{pages_to_pin, several_needed, touch_small_pages};
 pub use take::{Pin, PinParts, Sign};

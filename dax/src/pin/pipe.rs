@@ -1,4 +1,4 @@
-//! A pipe that holds one page.
+//! A pipe that holds pages.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -20,14 +20,14 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// An empty one. Closed on exec; a forked child has it too, and then only draining lets the
-    /// page go, not closing.
-    pub fn new() -> Result<Self, Errno> {
+    /// An empty one for so many pages. Closed on exec; a forked child has it too, and then only
+    /// draining lets the pages go, not closing.
+    pub fn new(pages: usize) -> Result<Self, Errno> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        // One slot holds one page, whatever part of it, and is all that is needed. The default of
-        // 16 would be charged to the user's allowance (fs.pipe-user-pages-soft). A refusal is no
-        // harm.
-        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(CHUNK as i32));
+        // One slot holds one page, whatever part of it. The default of 16 would be charged to the
+        // user's allowance (fs.pipe-user-pages-soft). A refusal is no harm.
+        let size = i32::try_from(pages * CHUNK).unwrap_or(i32::MAX);
+        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(size));
         Ok(Self { read, write })
     }
 
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn a_pipe_holds_one_page_until_it_is_drained() {
         let memory = Memory::open(&"memfd".parse().unwrap(), 4096, Populate::Yes).unwrap();
-        let pipe = Pipe::new().unwrap();
+        let pipe = Pipe::new(1).unwrap();
         assert!(!pipe.is_full().unwrap());
         pipe.put(memory.as_ptr(), 4096).unwrap();
         assert!(pipe.is_full().unwrap());
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_not_mapped_is_not_put() {
-        let pipe = Pipe::new().unwrap();
+        let pipe = Pipe::new(1).unwrap();
         assert_eq!(
             pipe.put(NonNull::without_provenance(4096.try_into().unwrap()), 4096),
             Err(Errno::EFAULT)

@@ -14,6 +14,7 @@ mod operations;
 mod pins;
 mod raw;
 mod sources;
+mod synced;
 mod worker;
 
 use std::path::PathBuf;
@@ -123,7 +124,11 @@ fn run(cli: &Cli) -> Result<bool> {
         Part::NoWindow { path, words } => sources::no_window(&mut report, path, words),
         Part::NoProof { folder, words } => pins::no_proof(&mut report, folder, words),
         Part::Devdax { path } => sources::devdax(&mut report, path),
-        Part::Pins { folder } => pins::run(&mut report, folder, expected::recent_kernel()?)?,
+        Part::Pins { folder } => {
+            let recent = expected::recent_kernel()?;
+            pins::run(&mut report, folder, recent)?;
+            synced::run(&mut report, folder, recent);
+        }
         Part::OwnPin { folder } => handover::serve(folder)?,
         Part::Table => print!("{}", expected::markdown()),
         Part::Worker { folder, operation, way } => worker::serve(folder, *operation, *way)?,
