@@ -2,7 +2,9 @@
 //!
 //! It is a sealed memfd: its size can never change, so nobody who maps it can meet SIGBUS. The
 //! kernel backs it with 2 MiB pages when some are reserved (MFD_HUGETLB), or when it can make some
-//! of ordinary ones (MADV_COLLAPSE, since Linux 6.1), and with ordinary pages otherwise. Devices write it behind Rust's back: it is reached by raw pointer only.
+//! of ordinary ones (MADV_COLLAPSE, since Linux 6.1), and with ordinary pages otherwise;
+//! [`SharedMemory::pages`] says which it was. A [NUMA node](crate::numa) can be preferred. Devices
+//! write it behind Rust's back: it is reached by raw pointer only.
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
@@ -14,18 +16,43 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use crate::{Backing, Error, Piece, Result};
+use crate::{Backing, Error, Piece, Result, numa};
 
 const PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
 
 /// `madvise(2)`, since Linux 6.1; works whatever is configured for transparent huge pages.
 const MADV_COLLAPSE: libc::c_int = 25;
+/// `madvise(2)`, since Linux 5.14.
+const MADV_POPULATE_WRITE: libc::c_int = 23;
 
-/// Maps and faults in all of a memfd; from 2 MiB on, at an address where a huge page can be.
+/// What memory consists of, the worst for the TLB first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PageKind {
+    /// Pages of 4 KiB.
+    Ordinary,
+    /// Transparent huge pages of 2 MiB, which the kernel has made of ordinary ones and may take
+    /// apart again when it is short of memory.
+    TransparentHuge,
+    /// Reserved pages of 2 MiB, which stay what they are.
+    Hugetlb,
+}
+
+impl PageKind {
+    /// `ordinary`, `transparent huge` or `hugetlb`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ordinary => "ordinary",
+            Self::TransparentHuge => "transparent huge",
+            Self::Hugetlb => "hugetlb",
+        }
+    }
+}
+
+/// Maps all of a memfd, without a page yet; from 2 MiB on, at an address where a huge page can be.
 fn map_aligned(fd: &OwnedFd, len: NonZeroUsize) -> Result<NonNull<u8>, Errno> {
     let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let shared = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
+    let shared = MapFlags::MAP_SHARED;
     if (len.get() as u64) < HUGE_PAGE {
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object; it
         // is unmapped only by drop.
@@ -57,7 +84,7 @@ pub struct SharedMemory {
     base: NonNull<u8>,
     len: usize,
     fd: OwnedFd,
-    huge: bool,
+    pages: PageKind,
 }
 
 // SAFETY: the mapping stays in place until drop and is only reached through raw pointers, whose
@@ -74,22 +101,35 @@ impl SharedMemory {
     /// # Errors
     /// [`Error::Memory`] with the step that failed; ENOMEM when memory ran out.
     pub fn new(len: u64) -> Result<Self> {
+        Self::on_node(len, None)
+    }
+
+    /// [`SharedMemory::new`], from this NUMA node while it has memory; [`SharedMemory::node`] says
+    /// whether it had.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] in the step "place" where there is no such node, or this process may not
+    /// use it.
+    pub fn on_node(len: u64, node: Option<u32>) -> Result<Self> {
         if len >= HUGE_PAGE
-            && let Ok(memory) = Self::with_pages(len, true)
+            && let Ok(memory) = Self::with_pages(len, true, node)
         {
             return Ok(memory);
         }
-        let mut memory = Self::with_pages(len, false)?;
-        memory.huge = memory.collapse();
+        let mut memory = Self::with_pages(len, false, node)?;
+        if memory.collapse() {
+            memory.pages = PageKind::TransparentHuge;
+            memory.populate();
+        }
         Ok(memory)
     }
 
     /// At least `len` bytes in ordinary pages: what mapping costs where there are no others.
     pub fn of_ordinary_pages(len: u64) -> Result<Self> {
-        Self::with_pages(len, false)
+        Self::with_pages(len, false, None)
     }
 
-    fn with_pages(len: u64, huge: bool) -> Result<Self> {
+    fn with_pages(len: u64, huge: bool, node: Option<u32>) -> Result<Self> {
         let fail = |step| move |errno| Error::Memory { step, len, errno };
         let page = if huge { HUGE_PAGE } else { PAGE };
         let too_long = || Error::Memory { step: "size", len, errno: Errno::EINVAL };
@@ -104,24 +144,37 @@ impl SharedMemory {
         }
         let fd = memfd_create(c"holdfast", flags).map_err(fail("create"))?;
         nix::unistd::ftruncate(&fd, size).map_err(fail("size"))?;
+        let base = map_aligned(&fd, length).map_err(fail("map"))?;
+        let pages = if huge { PageKind::Hugetlb } else { PageKind::Ordinary };
+        // Unmaps itself from here on.
+        let memory = Self { base, len: length.get(), fd, pages };
+        if let Some(node) = node {
+            numa::prefer(base, memory.len, node).map_err(fail("place"))?;
+        }
         // Allocating here turns a lack of huge pages into an error rather than a SIGBUS later.
-        nix::fcntl::fallocate(&fd, nix::fcntl::FallocateFlags::empty(), 0, size)
+        nix::fcntl::fallocate(&memory.fd, nix::fcntl::FallocateFlags::empty(), 0, size)
             .map_err(fail("allocate"))?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(fail("seal"))?;
-
-        let base = map_aligned(&fd, length).map_err(fail("map"))?;
-        Ok(Self { base, len: length.get(), fd, huge })
+        fcntl(&memory.fd, FcntlArg::F_ADD_SEALS(seals)).map_err(fail("seal"))?;
+        memory.populate();
+        Ok(memory)
     }
 
     /// Asks for 2 MiB pages in place of those there are; says whether all of it has them now.
     fn collapse(&self) -> bool {
-        if !self.len().is_multiple_of(HUGE_PAGE) {
-            return false;
-        }
-        // SAFETY: the mapping is ours; this changes which pages hold its content, not the content.
-        let done = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, MADV_COLLAPSE) };
-        done == 0
+        self.len().is_multiple_of(HUGE_PAGE) && self.advise(MADV_COLLAPSE)
+    }
+
+    /// Has the mapping know all pages of the file, so that no first touch is a fault. A kernel that
+    /// cannot do so (before 5.14) goes on without: the pages are there, and cost a fault each.
+    fn populate(&self) {
+        self.advise(MADV_POPULATE_WRITE);
+    }
+
+    fn advise(&self, advice: libc::c_int) -> bool {
+        // SAFETY: the mapping is ours; these change which pages hold its content and whether the
+        // mapping knows them, not the content.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) == 0 }
     }
 
     /// Bytes: whole pages.
@@ -130,9 +183,19 @@ impl SharedMemory {
         self.len as u64
     }
 
-    /// Whether it consists of 2 MiB pages.
+    /// Whether it consists of 2 MiB pages, of either kind.
     pub fn is_huge(&self) -> bool {
-        self.huge
+        self.pages != PageKind::Ordinary
+    }
+
+    /// What it was made of.
+    pub fn pages(&self) -> PageKind {
+        self.pages
+    }
+
+    /// The NUMA node that its first page is on; `None` where the kernel has no NUMA.
+    pub fn node(&self) -> Option<u32> {
+        numa::of(self.base)
     }
 
     /// Start of the memory; page aligned, valid for reads and writes of [`SharedMemory::len`]
@@ -236,6 +299,41 @@ mod tests {
             memory.read(last - 1, &mut bytes);
             assert_eq!(bytes, [0, 7]);
         }
-        assert!(!SharedMemory::of_ordinary_pages(4 << 20).unwrap().is_huge());
+        let ordinary = SharedMemory::of_ordinary_pages(4 << 20).unwrap();
+        assert_eq!((ordinary.is_huge(), ordinary.pages()), (false, PageKind::Ordinary));
+    }
+
+    /// `Rss` of the mapping that begins there, in bytes: pages of its that this process knows.
+    fn resident(memory: &SharedMemory) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", memory.as_ptr().addr());
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).expect("the mapping is there");
+        rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    #[test]
+    fn no_first_touch_is_a_fault() {
+        let ordinary = SharedMemory::of_ordinary_pages(3 << 20).unwrap();
+        assert_eq!(resident(&ordinary), ordinary.len());
+        let memory = SharedMemory::new(2 << 20).unwrap();
+        // Rss does not count reserved pages.
+        if memory.pages() != PageKind::Hugetlb {
+            assert_eq!(resident(&memory), memory.len(), "{:?}", memory.pages());
+        }
+    }
+
+    #[test]
+    fn memory_comes_from_the_node_that_is_asked_for() {
+        for node in numa::nodes() {
+            for len in [4096, 2 << 20] {
+                let memory = SharedMemory::on_node(len, Some(node)).unwrap();
+                assert_eq!(memory.node(), Some(node), "{len} bytes");
+            }
+        }
+        for absent in [1023, 1024, u32::MAX] {
+            let error = SharedMemory::on_node(4096, Some(absent)).unwrap_err();
+            assert!(matches!(error, Error::Memory { step: "place", .. }), "{absent}: {error}");
+        }
     }
 }
