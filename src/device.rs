@@ -7,13 +7,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use holdfast_driver as driver;
-use holdfast_iommu::{AddressSpace, Type1Domain, VfioUserDomain};
+use holdfast_iommu::{AddressSpace, Type1Domain, VfioUserDomain, numa};
 use holdfast_vfio::pci::Tree;
 use holdfast_vfio::{kernel, user};
 use holdfast_wire::attr::mtu_bytes;
 use holdfast_wire::wqe::MAX_INLINE;
 
-use crate::dma::DmaPool;
+use crate::dma::{DmaPool, RingMemory};
 use crate::emulated::{EmulatedNic, EmulatedOptions};
 use crate::protection_domain::ProtectionDomain;
 use crate::{CompletionQueue, DeviceAddress, Error, Result};
@@ -59,11 +59,21 @@ pub(crate) struct DeviceInner {
     pub(crate) uar: Arc<driver::Uar>,
     pub(crate) driver: Arc<driver::Device>,
     pub(crate) space: Arc<AddressSpace>,
+    pool: Arc<DmaPool>,
+    node: Option<u32>,
     address: DeviceAddress,
     gid: [u8; 16],
     mtu: u32,
     server: Option<Server>,
     _nic: Option<EmulatedNic>,
+}
+
+/// What a device is brought up from.
+struct Parts {
+    transport: Arc<dyn holdfast_vfio::Device>,
+    space: Arc<AddressSpace>,
+    pool: DmaPool,
+    node: Option<u32>,
 }
 
 /// The connection to a device in another process.
@@ -136,7 +146,11 @@ impl Device {
                 let tree = Tree::system();
                 let (container, transport) = kernel::open(&tree, *pci)?;
                 let space = AddressSpace::new(Arc::new(Type1Domain::new(container)?))?;
-                Self::bring_up(address, Arc::new(transport), space, None, None, options)
+                let pool = DmaPool::new(Arc::clone(&space));
+                let node = tree.numa_node(*pci);
+                pool.prefer_node(node.filter(|node| numa::nodes().contains(node)));
+                let parts = Parts { transport: Arc::new(transport), space, pool, node };
+                Self::bring_up(address, parts, None, None, options)
             }
         }
     }
@@ -159,26 +173,29 @@ impl Device {
         let transport = Arc::new(transport);
         let space = AddressSpace::new(Arc::new(VfioUserDomain::new(transport.clone())))?;
         let server = Server { connection: transport.clone(), let_go: OnceLock::new() };
-        Self::bring_up(address, transport, space, Some(server), nic, options)
+        let pool = DmaPool::new(Arc::clone(&space));
+        let parts = Parts { transport, space, pool, node: None };
+        Self::bring_up(address, parts, Some(server), nic, options)
     }
 
     fn bring_up(
         address: &DeviceAddress,
-        transport: Arc<dyn holdfast_vfio::Device>,
-        space: Arc<AddressSpace>,
+        parts: Parts,
         server: Option<Server>,
         nic: Option<EmulatedNic>,
         options: driver::Options,
     ) -> Result<Self> {
-        let pool = Arc::new(DmaPool::new(Arc::clone(&space)));
-        let driver = driver::Device::open(transport, pool, options)?;
+        let Parts { transport, space, pool, node } = parts;
+        let pool = Arc::new(pool);
+        let driver = driver::Device::open(transport, pool.clone(), options)?;
         let gid = link_local_gid(driver.caps().node_guid.to_ne_bytes());
         driver.bind_gid(u32::from(GID_INDEX), gid)?;
         let port = driver.query_port(PORT)?;
         let mtu = mtu_bytes(port.active_mtu).map_or(DEFAULT_MTU, |_| port.active_mtu);
         let uar = driver.alloc_uar()?;
         let address = address.clone();
-        let inner = DeviceInner { uar, driver, space, address, gid, mtu, server, _nic: nic };
+        let inner =
+            DeviceInner { uar, driver, space, pool, node, address, gid, mtu, server, _nic: nic };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -221,6 +238,33 @@ impl Device {
     /// The address space that its memory is mapped in.
     pub fn address_space(&self) -> &Arc<AddressSpace> {
         &self.inner.space
+    }
+
+    /// The NUMA node it is attached to; `None` where the firmware does not say, and of a device in a
+    /// process.
+    pub fn numa_node(&self) -> Option<u32> {
+        self.inner.node
+    }
+
+    /// From now on the memory of its queues comes from this NUMA node while that has some; `None`:
+    /// from wherever the kernel takes it. At first it is the device's own. Queues that there are stay
+    /// where they are. On a machine with one node nothing changes.
+    ///
+    /// # Errors
+    /// [`Error::NoNode`] when there is no such node, or this process may not use its memory.
+    pub fn prefer_ring_node(&self, node: Option<u32>) -> Result<()> {
+        let nodes = numa::nodes();
+        if let Some(node) = node.filter(|node| !nodes.is_empty() && !nodes.contains(node)) {
+            return Err(Error::NoNode { node, nodes });
+        }
+        self.inner.pool.prefer_node(node);
+        Ok(())
+    }
+
+    /// What its queues lie in: how much, whether in huge pages, on which NUMA nodes. All of it has
+    /// been brought in when it was made.
+    pub fn ring_memory(&self) -> Option<RingMemory> {
+        self.inner.pool.memory()
     }
 
     /// A protection domain.

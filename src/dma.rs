@@ -2,15 +2,16 @@
 //!
 //! The driver asks for a few pages at a time; a DMA mapping for each would spend the domain's
 //! limited entries and huge pages on crumbs. So memory is taken and mapped in blocks of 2 MiB
-//! (one huge page, where the system has some reserved) and handed out by the page. Larger requests
-//! get a block of their own. A block goes back when its last piece does.
+//! (one huge page, where the system has some reserved or can make one) and handed out by the page.
+//! Larger requests get a block of their own. A block goes back when its last piece does. All of a
+//! block is brought in when it is made, from the NUMA node that was asked for, if one was.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, Weak};
 
 use holdfast_driver::dma::{AllocError, DmaAllocator, DmaBuffer};
-use holdfast_iommu::{AddressSpace, Mapping, Prot, SharedMemory};
+use holdfast_iommu::{AddressSpace, Mapping, PageKind, Prot, SharedMemory, numa};
 use holdfast_wire::PAGE_SIZE;
 
 use crate::lock::lock;
@@ -25,7 +26,25 @@ const BLOCK_PAGES: usize = BLOCK / PAGE_SIZE;
 #[derive(Debug)]
 pub struct DmaPool {
     space: Arc<AddressSpace>,
-    blocks: Mutex<Vec<Weak<Block>>>,
+    inner: Mutex<Blocks>,
+}
+
+/// The blocks there are, and where the next one is to be.
+#[derive(Debug, Default)]
+struct Blocks {
+    all: Vec<Weak<Block>>,
+    node: Option<u32>,
+}
+
+/// What rings, slots and directories lie in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RingMemory {
+    /// Bytes of all blocks.
+    pub bytes: u64,
+    /// The least of what they consist of.
+    pub pages: PageKind,
+    /// The NUMA nodes they are on, in order; none where the kernel has no NUMA.
+    pub nodes: Vec<u32>,
 }
 
 /// Memory with its mapping. The mapping goes first, so that the device never reaches freed memory.
@@ -33,6 +52,10 @@ pub struct DmaPool {
 struct Block {
     mapping: Mapping,
     memory: SharedMemory,
+    /// The node that was asked for.
+    node: Option<u32>,
+    /// Whether it is cut up, and not all of one large request.
+    shared: bool,
     used: Mutex<PageMap>,
 }
 
@@ -47,31 +70,48 @@ struct Lease {
 impl DmaPool {
     /// A pool over an address space.
     pub fn new(space: Arc<AddressSpace>) -> Self {
-        Self { space, blocks: Mutex::new(Vec::new()) }
+        Self { space, inner: Mutex::default() }
     }
 
-    fn block(&self, len: usize) -> holdfast_iommu::Result<Block> {
-        let memory = SharedMemory::new(len as u64)?;
+    /// From now on memory comes from this NUMA node while it has some, or from wherever the kernel
+    /// takes it (`None`). On a machine with one node nothing changes. A node that is not among
+    /// [`numa::nodes`] makes the next block fail.
+    pub fn prefer_node(&self, node: Option<u32>) {
+        let choice = numa::nodes().len() > 1;
+        lock(&self.inner).node = node.filter(|_| choice);
+    }
+
+    /// What there is at present; `None` while there is nothing.
+    pub fn memory(&self) -> Option<RingMemory> {
+        let blocks: Vec<_> = lock(&self.inner).all.iter().filter_map(Weak::upgrade).collect();
+        let pages = blocks.iter().map(|block| block.memory.pages()).min()?;
+        let mut nodes: Vec<u32> = blocks.iter().filter_map(|block| block.memory.node()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        Some(RingMemory { bytes: blocks.iter().map(|b| b.memory.len()).sum(), pages, nodes })
+    }
+
+    fn block(&self, len: usize, node: Option<u32>, shared: bool) -> holdfast_iommu::Result<Block> {
+        let memory = SharedMemory::on_node(len as u64, node)?;
         let pages = memory.len() as usize / PAGE_SIZE;
         let mapping = self.space.map(memory.piece(), Prot::ReadWrite, None)?;
-        Ok(Block { mapping, memory, used: Mutex::new(PageMap::new(pages)) })
+        Ok(Block { mapping, memory, node, shared, used: Mutex::new(PageMap::new(pages)) })
     }
 
     /// Pages of an existing block, or of a new one.
     fn lease(&self, count: usize) -> holdfast_iommu::Result<Lease> {
-        if count > BLOCK_PAGES / 2 {
-            let block = Arc::new(self.block(count * PAGE_SIZE)?);
-            // A fresh block has room for what it was made for.
-            return Ok(block.take(count).unwrap_or(Lease { block, first: 0, count: 0 }));
-        }
-        let mut blocks = lock(&self.blocks);
-        blocks.retain(|block| block.strong_count() > 0);
-        let found = blocks.iter().filter_map(Weak::upgrade).find_map(|block| block.take(count));
-        if let Some(lease) = found {
+        let mut blocks = lock(&self.inner);
+        blocks.all.retain(|block| block.strong_count() > 0);
+        let (node, shared) = (blocks.node, count <= BLOCK_PAGES / 2);
+        let fits = |block: &Arc<Block>| shared && block.shared && block.node == node;
+        let mut there = blocks.all.iter().filter_map(Weak::upgrade).filter(fits);
+        if let Some(lease) = there.find_map(|block| block.take(count)) {
             return Ok(lease);
         }
-        let block = Arc::new(self.block(BLOCK)?);
-        blocks.push(Arc::downgrade(&block));
+        let len = if shared { BLOCK } else { count * PAGE_SIZE };
+        let block = Arc::new(self.block(len, node, shared)?);
+        blocks.all.push(Arc::downgrade(&block));
+        // A fresh block has room for what it was made for.
         Ok(block.take(count).unwrap_or(Lease { block, first: 0, count: 0 }))
     }
 }
@@ -200,6 +240,42 @@ mod tests {
         drop(first);
         let again = pool.allocate(PAGE_SIZE).unwrap();
         assert_eq!((again.pages()[0], again.read::<u32>(100)), (page, 0));
+    }
+
+    #[test]
+    fn what_the_memory_is_can_be_asked() {
+        let pool = pool();
+        assert_eq!(pool.memory(), None);
+        let small = pool.allocate(1).unwrap();
+        let one = pool.memory().unwrap();
+        assert_eq!(one.bytes, BLOCK as u64);
+        assert_eq!(one.nodes.len(), numa::nodes().len().min(1));
+        let large = pool.allocate(3 * BLOCK).unwrap();
+        assert_eq!(pool.memory().unwrap().bytes, 4 * BLOCK as u64);
+        drop((small, large));
+        assert_eq!(pool.memory(), None);
+    }
+
+    #[test]
+    fn a_block_of_another_node_is_left_alone() {
+        let Some(node) = numa::nodes().first().copied() else { return };
+        let pool = pool();
+        let anywhere = pool.allocate(1).unwrap();
+        // As on a machine with several.
+        lock(&pool.inner).node = Some(node);
+        let placed = [pool.allocate(1).unwrap(), pool.allocate(1).unwrap()];
+        assert_eq!(pool.space.mappings(), 2);
+        assert_eq!(pool.memory().unwrap().nodes, [node]);
+        lock(&pool.inner).node = Some(u32::MAX);
+        assert!(pool.allocate(1).is_err(), "there is no such node");
+        drop((anywhere, placed));
+    }
+
+    #[test]
+    fn with_one_node_nothing_is_asked_of_the_kernel() {
+        let pool = pool();
+        pool.prefer_node(Some(u32::MAX));
+        assert_eq!(pool.allocate(1).is_ok(), numa::nodes().len() < 2);
     }
 
     #[test]

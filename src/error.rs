@@ -2,6 +2,7 @@
 
 use crate::coherence::keeper::KeeperError;
 use crate::connect::ConnectError;
+use crate::cores::CoreError;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -40,6 +41,17 @@ pub enum Error {
     /// The kernel would not wait for the device's interrupt.
     #[error("cannot wait for the device's interrupt: {0}")]
     Wait(#[source] nix::errno::Errno),
+    /// A thread or its memory could not be prepared for polling.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// No memory of that NUMA node for this process.
+    #[error("there is no memory of NUMA node {node} for this process; there is of {nodes:?}")]
+    NoNode {
+        /// The node asked for.
+        node: u32,
+        /// Those there are, or that a cpuset leaves.
+        nodes: Vec<u32>,
+    },
     /// The emulated NIC did not start.
     #[error("the emulated NIC did not start: {0}")]
     EmulatedNic(String),

@@ -12,6 +12,7 @@
 //! * A [`QueuePair`] posts requests that name [`Slice`]s of regions; a [`CompletionQueue`] tells
 //!   how they ended. Queues have one owner (`&mut`), so nothing on the fast path locks.
 //! * [`connect`] brings two peers together over TCP, as perftest does.
+//! * [`cores`] prepares a thread that has a processor for itself, and has the loop that runs there.
 //! * [`stats`] shows what a running process does, on a local socket.
 //!
 //! # Example
@@ -66,6 +67,7 @@
 mod address;
 pub mod coherence;
 pub mod connect;
+pub mod cores;
 mod device;
 pub mod dma;
 mod emulated;
@@ -96,5 +98,6 @@ pub use holdfast_driver::{
     AddressHandle, Completion, CompletionQueue, Datagram, DoorbellPolicy, Interrupts, Options,
     Path, PostError, Remote, SendFlags,
 };
+pub use holdfast_iommu::PageKind;
 pub use holdfast_wire::attr::QpType;
 pub use holdfast_wire::completion::Status;

@@ -94,14 +94,56 @@ fn one_command_measures_several_sizes_and_writes_every_form() {
 }
 
 #[test]
-fn memory_is_locked_where_that_is_allowed_and_else_the_limit_is_named() {
-    let output = bench(&["write", "lat", "--iters", "50", "--lock-memory", "--json"]);
+fn memory_that_may_be_locked_is_and_the_report_says_what_the_core_has() {
+    let output = bench(&["write", "rate", "--iters", "5000", "--lock-memory", "--json"]);
+    // Whoever has neither CAP_IPC_LOCK nor a high limit is told so: the next test.
     if output.status.code() == Some(1) {
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(text.contains("--lock-memory") && text.contains("ulimit -l"), "{text}");
-    } else {
-        assert_eq!(json(&output)["runs"][0]["memory_locked"], true);
+        return;
     }
+    let run = &json(&output)["runs"][0];
+    assert_eq!(run["memory_locked"], true);
+    let rings = &run["rings"];
+    assert!(rings["bytes"].as_u64().unwrap() >= 2 << 20, "{rings}");
+    let pages = ["ordinary", "transparent huge", "hugetlb"];
+    assert!(pages.contains(&rings["pages"].as_str().unwrap()), "{rings}");
+    let node = |cpu: u64| holdfast::cores::node_of(cpu as usize).map(u64::from);
+    let pinned = run["cpu"].as_u64();
+    assert_eq!(run["cpu_node"].as_u64(), pinned.and_then(node), "{run}");
+    let counts = |name: &str| run["poll_loop"][name].as_u64().unwrap();
+    // 5000 writes, of which the last of each 32 is signalled.
+    assert_eq!(counts("completions"), 5000_u64.div_ceil(32), "{run}");
+    assert!(counts("turns") >= counts("empty_turns") && counts("turns") > 0, "{run}");
+}
+
+#[test]
+fn memory_that_may_not_be_locked_is_refused_with_the_limit() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Where somebody without a privilege can run it.
+    let program = folder.path().join("holdfast");
+    std::fs::copy(env!("CARGO_BIN_EXE_holdfast"), &program).unwrap();
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -l 64 && exec \"$0\" \"$@\""]).arg(program);
+    limited.args(["bench", "write", "lat", "--iters", "50", "--lock-memory"]).current_dir("/");
+    if nix::unistd::geteuid().is_root() {
+        limited.uid(65534).gid(65534);
+    }
+    let output = limited.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for words in ["--lock-memory: cannot lock", "may lock 64 KiB", "ulimit -l"] {
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_node_without_memory_is_refused_for_rings() {
+    let output = bench(&["write", "lat", "--iters", "50", "--ring-node", "4000"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("no memory of NUMA node 4000"), "{text}");
 }
 
 #[test]

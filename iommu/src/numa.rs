@@ -2,8 +2,8 @@
 //!
 //! Memory on the node of the processor that reads it, or of the device that writes it, is nearer by
 //! some ten nanoseconds an access than that of another node. The kernel gives a file's pages from the
-//! node where they are first touched; [`prefer`] asks for another before they are (`mbind(2)`), and
-//! [`of`] says what was given. On a machine with one node there is nothing to choose.
+//! node where they are first touched; [`crate::SharedMemory::on_node`] asks for another before they are
+//! (`mbind(2)`), and [`crate::SharedMemory::node`] says what was given. On a machine with one node there is nothing to choose.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -21,14 +21,21 @@ const MPOL_F_ADDR: libc::c_ulong = 2;
 const NODES: usize = 1024;
 const WORD: usize = libc::c_ulong::BITS as usize;
 
-/// The nodes that have memory, in order; empty where the kernel knows of none.
+/// The nodes that have memory which this process may use (its cpuset may leave some out), in order;
+/// none where the kernel has no NUMA.
 pub fn nodes() -> Vec<u32> {
     nodes_under(Path::new("/"))
 }
 
 fn nodes_under(root: &Path) -> Vec<u32> {
-    let text = fs::read_to_string(root.join("sys/devices/system/node/has_memory"));
-    list(text.unwrap_or_default().trim())
+    let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let mut nodes = list(text("sys/devices/system/node/has_memory").trim());
+    let status = text("proc/self/status");
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:"));
+    if let Some(allowed) = allowed.map(|text| list(text.trim())) {
+        nodes.retain(|node| allowed.contains(node));
+    }
+    nodes
 }
 
 /// A list as sysfs has them: `0-2,5`.
@@ -93,11 +100,16 @@ mod tests {
     fn nodes_are_read_from_sysfs() {
         let root = tempfile::tempdir().unwrap();
         assert!(nodes_under(root.path()).is_empty(), "a kernel without NUMA");
-        let folder = root.path().join("sys/devices/system/node");
-        fs::create_dir_all(&folder).unwrap();
+        for folder in ["sys/devices/system/node", "proc/self"] {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        let write = |path: &str, text: &str| fs::write(root.path().join(path), text).unwrap();
         for (text, expected) in [("0\n", vec![0]), ("0-2,5\n", vec![0, 1, 2, 5]), ("\n", vec![])] {
-            fs::write(folder.join("has_memory"), text).unwrap();
+            write("sys/devices/system/node/has_memory", text);
             assert_eq!(nodes_under(root.path()), expected, "{text:?}");
         }
+        write("sys/devices/system/node/has_memory", "0-3\n");
+        write("proc/self/status", "Name:\tx\nMems_allowed_list:\t1,3-7\n");
+        assert_eq!(nodes_under(root.path()), [1, 3]);
     }
 }

@@ -1,39 +1,5 @@
 //! Which processor runs what: the measuring thread on one, the NIC on another.
 
-use anyhow::Context as _;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-
-/// Processors this process may run on, in order.
-pub fn allowed() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
-    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).collect()
-}
-
-/// Binds the calling thread to one processor.
-pub fn pin(cpu: usize) -> anyhow::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
-        .with_context(|| format!("cannot run on cpu {cpu}; this process may use {:?}", allowed()))
-}
-
-/// The processors that a thread might use before it was bound to one.
-#[derive(Debug)]
-pub struct Unbound(CpuSet);
-
-impl Unbound {
-    /// Those of the calling thread.
-    pub fn remember() -> Self {
-        Self(sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new()))
-    }
-
-    /// Lets the calling thread use them again.
-    pub fn restore(&self) -> anyhow::Result<()> {
-        sched_setaffinity(Pid::from_raw(0), &self.0).context("cannot leave one processor again")
-    }
-}
-
 /// Where the measuring thread and the NIC run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
@@ -76,21 +42,5 @@ mod tests {
         assert_eq!(choose(Some(1), Some(1), &[0, 1]), (Some(1), Some(1)));
         assert_eq!(choose(None, None, &[0]), (None, None));
         assert_eq!(choose(None, None, &[]), (None, None));
-    }
-
-    #[test]
-    fn a_thread_that_was_bound_is_free_again() {
-        let before = allowed();
-        let whole = Unbound::remember();
-        pin(before[0]).unwrap();
-        assert_eq!(allowed(), before[..1]);
-        whole.restore().unwrap();
-        assert_eq!(allowed(), before);
-    }
-
-    #[test]
-    fn a_processor_that_is_not_there_is_refused() {
-        let error = pin(CpuSet::count() - 1).unwrap_err().to_string();
-        assert!(error.contains("cannot run on cpu"), "{error}");
     }
 }

@@ -12,12 +12,14 @@ use anyhow::Context as _;
 use clap::Args;
 use holdfast::coherence::{Guard, GuardOptions, Policy};
 use holdfast::connect::{Endpoint, Exchange, Listener};
+use holdfast::cores::{self, Core, CoreOptions};
+use holdfast::dma::RingMemory;
 use holdfast::{
     Access, Completion, CompletionQueue, Device, DeviceAddress, EmulatedNic, EmulatedOptions,
     Memory, MemoryRegion, Populate, QueuePair, QueuePairOptions, Remote, Source,
 };
 
-use super::affinity::{self, Placement};
+use super::affinity::Placement;
 use super::child::NicChild;
 use super::patience::Patience;
 use super::{Usage, interrupt, parse};
@@ -41,6 +43,10 @@ pub struct DeviceOptions {
     /// runs already, where it is
     #[arg(long, value_name = "N")]
     pub nic_cpu: Option<usize>,
+
+    /// NUMA node of the memory of the rings [default: that of the measuring thread's processor]
+    #[arg(long, value_name = "N")]
+    pub ring_node: Option<u32>,
 
     /// Run the emulated NIC on threads of this process
     #[arg(long, hide = true)]
@@ -76,9 +82,19 @@ impl DeviceOptions {
     /// Where the measuring thread and the NIC run; of a NIC that is not started here, only what
     /// the user says is known. Ask before the thread is bound.
     pub fn placement(&self) -> Placement {
-        let placement = Placement::choose(self.cpu, self.nic_cpu, &affinity::allowed());
+        let placement = Placement::choose(self.cpu, self.nic_cpu, &cores::allowed());
         let started_here = self.devices.contains(&DeviceAddress::Emulated);
         Placement { nic: placement.nic.filter(|_| started_here).or(self.nic_cpu), ..placement }
+    }
+
+    /// Puts the rings where they are to be.
+    fn place_rings(&self, device: &Device, placement: Placement) -> anyhow::Result<()> {
+        if let Some(node) = self.ring_node {
+            return device.prefer_ring_node(Some(node)).context("--ring-node");
+        }
+        // A processor's node may have no memory: then wherever the kernel takes it.
+        let near = placement.bench.and_then(cores::node_of);
+        Ok(device.prefer_ring_node(near).or_else(|_| device.prefer_ring_node(None))?)
     }
 }
 
@@ -95,6 +111,9 @@ impl EndpointOptions {
         if devices.len() > 2 || (remote && devices.len() > 1) {
             let most = if remote { "one --device (this end's)" } else { "two --device" };
             return Err(Usage::error(format!("{} devices given; at most {most}", devices.len())));
+        }
+        if let Some(cpu) = self.device.cpu {
+            cores::pin(cpu).map_err(|error| Usage::error(format!("--cpu {cpu}: {error}")))?;
         }
         let emulated = devices.contains(&DeviceAddress::Emulated);
         if remote && emulated {
@@ -170,6 +189,8 @@ pub struct Session {
     pub timeout: Duration,
     /// Messages sent so far, where they are counted.
     pub round: u64,
+    /// The calling thread, prepared for polling.
+    pub core: Core,
     // Ends after the ends.
     _nic: Option<Nic>,
 }
@@ -182,9 +203,10 @@ enum Nic {
 }
 
 impl Session {
-    /// Starts the NIC, if it is this command's to start, connects the ends, and binds the calling
-    /// thread to its processor (only now: the NIC's process would inherit that). Call it on the
-    /// main thread: the NIC's process ends with the thread that started it.
+    /// Starts the NIC, if it is this command's to start, connects the ends, with rings near the
+    /// measuring thread's processor, and binds the calling thread to that for as long as the session
+    /// is there (not before the NIC's process, which would inherit that). Call it on the main thread:
+    /// the NIC's process ends with the thread that started it.
     pub fn start(
         options: &EndpointOptions,
         placement: Placement,
@@ -194,14 +216,17 @@ impl Session {
         let (first, second) = devices;
         for device in [&first, &second] {
             interrupt::stop_at_removal(device);
+            options.device.place_rings(device, placement)?;
         }
         interrupt::check()?;
+        let core = Core::prepare(&CoreOptions { cpu: placement.bench, ..CoreOptions::default() })?;
         let mut session = Self {
             active: None,
             passive: None,
             exchange: None,
             timeout: options.timeout,
             round: 0,
+            core,
             _nic: nic,
         };
         match (&options.server, &options.connect) {
@@ -215,9 +240,6 @@ impl Session {
                 passive.connect(&a)?;
                 (session.active, session.passive) = (Some(active), Some(passive));
             }
-        }
-        if let Some(cpu) = placement.bench {
-            affinity::pin(cpu)?;
         }
         Ok(session)
     }
@@ -244,6 +266,11 @@ impl Session {
     pub fn watch(&self) -> Patience {
         let ends = self.active.iter().chain(&self.passive);
         Patience::new(self.timeout).over(ends.map(|end| &end.device))
+    }
+
+    /// What the rings of an end that is here lie in.
+    pub fn ring_memory(&self) -> Option<RingMemory> {
+        self.active.as_ref().or(self.passive.as_ref())?.device.ring_memory()
     }
 
     /// Waits until the other process has come to the same point, if there is one; for as long as
@@ -432,9 +459,11 @@ mod tests {
     fn only_a_nic_that_is_started_here_is_given_a_processor() {
         let nic = |device: &str, nic_cpu| {
             let devices = vec![device.parse().unwrap()];
-            DeviceOptions { devices, cpu: None, nic_cpu, in_process: false }.placement().nic
+            let options =
+                DeviceOptions { devices, cpu: None, nic_cpu, ring_node: None, in_process: false };
+            options.placement().nic
         };
-        let two = affinity::allowed().len() > 1;
+        let two = cores::allowed().len() > 1;
         assert_eq!(nic("emulated", None).is_some(), two);
         assert_eq!(nic("vfio-user:/tmp/a.sock", None), None, "it may be anywhere");
         for device in ["emulated", "vfio-user:/tmp/a.sock", "0000:03:00.0"] {

@@ -8,9 +8,9 @@
 use std::thread;
 use std::time::Duration;
 
+use holdfast::cores::pin;
 use serde::Serialize;
 
-use crate::command::affinity;
 use crate::command::clock::{Clock, Time as _};
 use crate::command::histogram::Latencies;
 use crate::command::interrupt;
@@ -44,7 +44,7 @@ impl Jitter {
     pub fn measure(clock: &Clock, cpu: Option<usize>, time: Duration) -> anyhow::Result<Self> {
         thread::scope(|scope| {
             let looking = scope.spawn(|| {
-                cpu.map_or(Ok(()), affinity::pin)?;
+                let _pinned = cpu.map(pin).transpose()?;
                 anyhow::Ok(Self::look(clock, time)?.0)
             });
             looking
@@ -99,6 +99,8 @@ impl Jitter {
 
 #[cfg(test)]
 mod tests {
+    use holdfast::cores::allowed;
+
     use super::*;
 
     #[test]
@@ -116,12 +118,12 @@ mod tests {
 
     #[test]
     fn a_thread_that_shares_its_core_is_seen_to_be_away() {
-        let Some(cpu) = affinity::allowed().last().copied() else { return };
+        let Some(cpu) = allowed().last().copied() else { return };
         let clock = Clock::calibrate();
         let over = std::sync::atomic::AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                affinity::pin(cpu).unwrap();
+                let _pinned = pin(cpu).unwrap();
                 while !over.load(std::sync::atomic::Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }

@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use holdfast::stats::{Counter, Lane, Server, Stats, folder};
+use holdfast::stats::{Counter, Lane, Server, Stats, Turns, folder};
 use holdfast_nic::NicProcess;
 
 static STATS: OnceLock<Stats> = OnceLock::new();
@@ -19,6 +19,11 @@ pub fn stats() -> &'static Stats {
 /// A lane for the thread that does the work of the command.
 pub fn lane(name: &str) -> Lane {
     stats().lane(name)
+}
+
+/// Counts for a poll loop of the command.
+pub fn turns(name: &str) -> Turns {
+    stats().turns(name)
 }
 
 /// Serves the counts until the server is dropped; a process that nobody can look at is no worse for

@@ -28,6 +28,7 @@ mod folder;
 mod lane;
 mod render;
 mod serve;
+mod turns;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -37,9 +38,11 @@ pub use folder::{folder, sockets};
 pub use lane::Lane;
 pub use render::{Distribution, LaneState, Snapshot};
 pub use serve::{Server, fetch};
+pub use turns::{TurnCounts, Turns};
 
 use crate::lock::lock;
 use lane::Counts;
+use turns::Cells;
 
 /// A count that somebody else keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,9 @@ pub struct Counter {
     pub value: u64,
 }
 
+/// Counts by name, oldest first.
+type Named<T> = Vec<(String, Arc<T>)>;
+
 type Source = Box<dyn Fn() -> Vec<Counter> + Send + Sync>;
 
 /// The counts of a process. Cheap to clone; clones are the same.
@@ -66,7 +72,8 @@ pub struct Stats {
 struct Inner {
     command: String,
     started: Instant,
-    lanes: Mutex<Vec<(String, Arc<Counts>)>>,
+    lanes: Mutex<Named<Counts>>,
+    turns: Mutex<Named<Cells>>,
     sources: Mutex<Vec<Source>>,
 }
 
@@ -83,7 +90,8 @@ impl Stats {
         let inner = Inner {
             command: command.into(),
             started: Instant::now(),
-            lanes: Mutex::new(Vec::new()),
+            lanes: Mutex::default(),
+            turns: Mutex::default(),
             sources: Mutex::new(Vec::new()),
         };
         let this = Self { inner: Arc::new(inner) };
@@ -104,23 +112,12 @@ impl Stats {
     /// next of that name goes on with them. Where the name is in use, a number is put to it.
     /// Allocates.
     pub fn lane(&self, name: &str) -> Lane {
-        let mut lanes = lock(&self.inner.lanes);
-        let mut number = 1;
-        let mut full = name.to_owned();
-        loop {
-            match lanes.iter().find(|(other, _)| *other == full) {
-                // A lane that somebody has still got has its owner.
-                Some((_, counts)) if Arc::strong_count(counts) > 1 => {
-                    number += 1;
-                    full = format!("{name} {number}");
-                }
-                Some((_, counts)) => return Lane::over(Arc::clone(counts)),
-                None => break,
-            }
-        }
-        let counts = Arc::new(Counts::default());
-        lanes.push((full, Arc::clone(&counts)));
-        Lane::over(counts)
+        Lane::over(claim(&self.inner.lanes, name))
+    }
+
+    /// New counts of a poll loop ([`crate::cores::PollLoop::count_in`]), named as lanes are. Allocates.
+    pub fn turns(&self, name: &str) -> Turns {
+        Turns::over(claim(&self.inner.turns, name))
     }
 
     /// Asks `source` for counts whenever somebody looks, on the thread that serves them. It may block
@@ -134,7 +131,9 @@ impl Stats {
     pub fn snapshot(&self) -> Snapshot {
         let lanes = lock(&self.inner.lanes).clone();
         let sources = lock(&self.inner.sources);
-        let counters = sources.iter().flat_map(|source| source()).collect();
+        let mut counters: Vec<_> = sources.iter().flat_map(|source| source()).collect();
+        let turns = lock(&self.inner.turns).clone();
+        counters.extend(turns.iter().flat_map(|(name, cells)| cells.counters(name)));
         let uptime = self.inner.started.elapsed();
         Snapshot::new(self.inner.command.clone(), uptime, &lanes, counters)
     }
@@ -143,6 +142,27 @@ impl Stats {
     pub fn prometheus(&self) -> String {
         self.snapshot().prometheus()
     }
+}
+
+/// The counts of that name, if nobody has them, or new ones: a number is put to a name that is in use.
+fn claim<T: Default>(all: &Mutex<Named<T>>, name: &str) -> Arc<T> {
+    let mut all = lock(all);
+    let mut number = 1;
+    let mut full = name.to_owned();
+    loop {
+        match all.iter().find(|(other, _)| *other == full) {
+            // Counts that somebody has still got have their owner.
+            Some((_, counts)) if Arc::strong_count(counts) > 1 => {
+                number += 1;
+                full = format!("{name} {number}");
+            }
+            Some((_, counts)) => return Arc::clone(counts),
+            None => break,
+        }
+    }
+    let counts = Arc::new(T::default());
+    all.push((full, Arc::clone(&counts)));
+    counts
 }
 
 #[cfg(test)]
@@ -163,6 +183,23 @@ mod tests {
         drop(first);
         stats.lane("a").done(5, 0);
         assert_eq!(operations(), lanes(6, 2), "the next goes on with the first's");
+    }
+
+    #[test]
+    fn turns_of_a_loop_are_among_the_counters() {
+        let stats = Stats::new("test");
+        let mut turns = stats.turns("cpu 1");
+        [0, 3, 0, 0, 1].into_iter().for_each(|completions| turns.turn(completions));
+        turns.took(2);
+        let counts = TurnCounts { turns: 5, empty_turns: 3, completions: 6 };
+        assert_eq!(turns.counts(), counts);
+        let _other = stats.turns("cpu 1");
+        let json = serde_json::to_value(stats.snapshot()).unwrap();
+        let counted = |name: &str| json["counters"][name].as_u64();
+        assert_eq!(counted("poll_turns{loop=cpu 1}"), Some(5));
+        assert_eq!(counted("poll_empty_turns{loop=cpu 1}"), Some(3));
+        assert_eq!(counted("poll_completions{loop=cpu 1}"), Some(6));
+        assert_eq!(counted("poll_turns{loop=cpu 1 2}"), Some(0), "two owners, two loops");
     }
 
     #[test]

@@ -36,6 +36,18 @@ fn addresses_are_read_with_and_without_their_domain() {
 }
 
 #[test]
+fn the_node_of_a_function_is_known_where_the_firmware_says_it() {
+    let machine = Machine::new();
+    let address = machine.plug(card("0000:03:00.0", PVRDMA, 0x020000));
+    let file = format!("sys/bus/pci/devices/{address}/numa_node");
+    assert_eq!(machine.tree.numa_node(address), None, "a kernel without NUMA");
+    for (text, node) in [("1\n", Some(1)), ("-1\n", None)] {
+        machine.write(&file, text);
+        assert_eq!(machine.tree.numa_node(address), node);
+    }
+}
+
+#[test]
 fn rdma_functions_are_known_by_class_by_ids_or_by_the_kernels_word() {
     let machine = Machine::new();
     for (address, ids, class) in [

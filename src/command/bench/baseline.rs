@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::command::affinity;
+use holdfast::cores::pin;
+
 use crate::command::clock::{Clock, Time as _};
 use crate::command::histogram::Latencies;
 use crate::command::interrupt;
@@ -39,12 +40,12 @@ pub fn cache_line_ping_pong(clock: &Clock, cpus: (usize, usize)) -> anyhow::Resu
     let total = WARM_UP + ROUNDS;
     thread::scope(|scope| {
         let answering = scope.spawn(move || -> anyhow::Result<()> {
-            let pinned = affinity::pin(cpus.1);
+            let pinned = pin(cpus.1);
             for round in 0..total {
                 // An odd value is a question, the next even one its answer.
                 loop {
                     match word.load(Ordering::Acquire) {
-                        STOP => return pinned,
+                        STOP => return Ok(pinned.map(drop)?),
                         question if question == 2 * round + 1 => break,
                         _ if interrupt::requested() => return Ok(()),
                         _ => std::hint::spin_loop(),
@@ -52,10 +53,10 @@ pub fn cache_line_ping_pong(clock: &Clock, cpus: (usize, usize)) -> anyhow::Resu
                 }
                 word.store(2 * round + 2, Ordering::Release);
             }
-            pinned
+            Ok(pinned.map(drop)?)
         });
         let asking = scope.spawn(move || -> anyhow::Result<f64> {
-            let pinned = affinity::pin(cpus.0);
+            let pinned = pin(cpus.0);
             let mut latencies = Latencies::new();
             let (longest, began) = (clock.ticks_of(LONGEST), clock.ticks());
             for round in 0..total {
@@ -76,7 +77,7 @@ pub fn cache_line_ping_pong(clock: &Clock, cpus: (usize, usize)) -> anyhow::Resu
             }
             word.store(STOP, Ordering::Release);
             // The last of them counts in any case.
-            pinned.map(|()| latencies.percentiles().p50_ns)
+            Ok(pinned.map(|_| latencies.percentiles().p50_ns)?)
         });
         let panicked = |_| anyhow::anyhow!("a thread of the cache line ping-pong panicked");
         let p50 = asking.join().map_err(panicked)?;
@@ -92,7 +93,7 @@ pub fn memcpy(cpu: Option<usize>, block: usize, blocks: usize) -> anyhow::Result
     // A thread of its own: the NIC's process would inherit the calling thread's processor.
     thread::scope(|scope| {
         let copying = scope.spawn(move || {
-            cpu.map_or(Ok(()), affinity::pin)?;
+            let _pinned = cpu.map(pin).transpose()?;
             copy(block, blocks)
         });
         copying.join().map_err(|_| anyhow::anyhow!("the copying thread panicked"))?
@@ -121,6 +122,8 @@ fn copy(block: usize, blocks: usize) -> anyhow::Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use holdfast::cores::allowed;
+
     use super::*;
 
     #[test]
@@ -131,16 +134,16 @@ mod tests {
 
     #[test]
     fn a_copy_has_a_speed() {
-        let cpu = affinity::allowed().last().copied();
+        let cpu = allowed().last().copied();
         let speed = memcpy(cpu, 4096, 4).unwrap();
         assert!(speed > 0.1, "{speed} Gbit/s");
     }
 
     #[test]
     fn a_copy_runs_on_the_processor_that_is_asked_for_and_leaves_the_caller_alone() {
-        let before = affinity::allowed();
+        let before = allowed();
         assert!(memcpy(Some(1023), 64, 1).unwrap_err().to_string().contains("cpu 1023"));
         memcpy(before.first().copied(), 64, 1).unwrap();
-        assert_eq!(affinity::allowed(), before);
+        assert_eq!(allowed(), before);
     }
 }

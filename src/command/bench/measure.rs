@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use holdfast::cores::pin;
+use holdfast::dma::RingMemory;
+use holdfast::stats::TurnCounts;
 use holdfast_dax::Source;
 
 use super::disturbance::{Counters, Disturbance};
@@ -12,7 +15,7 @@ use super::latency::{self, Recording, Timed};
 use super::layout::Layout;
 use super::plan::{Mode, Operation, Pace, Plan, Stop};
 use super::{baseline, payload, throughput};
-use crate::command::affinity::{self, Placement};
+use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
 use crate::command::endpoints::{End, EndpointOptions, Session, Shape};
 use crate::command::interrupt;
@@ -48,6 +51,12 @@ pub struct Measured {
     pub disturbance: Disturbance,
     /// What the region turned out to be.
     pub region_kind: String,
+    /// NUMA node of the processor that the measuring thread was bound to.
+    pub cpu_node: Option<u32>,
+    /// What the rings of an end that is here lie in.
+    pub rings: Option<RingMemory>,
+    /// What the poll loop has counted (`bw`, `rate`).
+    pub poll_loop: Option<TurnCounts>,
     /// Whether the other process has the result.
     pub elsewhere: bool,
 }
@@ -94,7 +103,7 @@ impl Baseline {
 fn overhead(clock: &Clock, cpu: Option<usize>) -> anyhow::Result<Overhead> {
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| {
-            cpu.map_or(Ok(()), affinity::pin)?;
+            let _pinned = cpu.map(pin).transpose()?;
             null::overhead(clock)
         });
         measuring.join().map_err(|_| anyhow::anyhow!("the thread of the null device panicked"))?
@@ -150,6 +159,9 @@ fn run(
         phases: None,
         disturbance: Disturbance::default(),
         region_kind,
+        cpu_node: session.core.node(),
+        rings: session.ring_memory(),
+        poll_loop: None,
         elsewhere: session.active.is_none() && !plan.bidirectional,
     };
     if session.active.is_none() && !plan.both_work() {
@@ -188,7 +200,7 @@ fn run(
         session.line_up("done", Duration::ZERO)?;
         measured.errors += payload::wrong(session, plan, layout, measured.iters)?;
     }
-    measured.timed = done.timed;
+    (measured.timed, measured.poll_loop) = (done.timed, done.poll_loop);
     Ok(measured)
 }
 
@@ -224,6 +236,7 @@ struct Loop {
     seconds: f64,
     errors: u64,
     timed: Option<Timed>,
+    poll_loop: Option<TurnCounts>,
 }
 
 impl Loop {
@@ -239,12 +252,12 @@ impl Loop {
             Some(recording) => {
                 let run = latency::run(session, plan, layout, clock, stop, recording)?;
                 let latency::Run { iters, seconds, errors, timed } = run;
-                Self { iters, seconds, errors, timed: Some(timed) }
+                Self { iters, seconds, errors, timed: Some(timed), poll_loop: None }
             }
             None => {
                 let run = throughput::run(session, plan, layout, clock, stop)?;
-                let throughput::Run { iters, seconds, errors } = run;
-                Self { iters, seconds, errors, timed: None }
+                let throughput::Run { iters, seconds, errors, counts } = run;
+                Self { iters, seconds, errors, timed: None, poll_loop: Some(counts) }
             }
         })
     }
@@ -307,7 +320,8 @@ pub mod tests {
 
     pub fn session(plan: &Plan) -> Session {
         let devices = vec![holdfast::DeviceAddress::Emulated];
-        let device = DeviceOptions { devices, cpu: None, nic_cpu: None, in_process: true };
+        let device =
+            DeviceOptions { devices, cpu: None, nic_cpu: None, ring_node: None, in_process: true };
         let options = EndpointOptions::local(device, Duration::from_secs(60));
         let placement = Placement { bench: None, nic: None };
         let shape = shape(plan, Layout::new(plan), &Source::Memfd);

@@ -29,8 +29,8 @@ use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use holdfast::cores::lock_memory;
 use holdfast_dax::Source;
-use nix::sys::mman::{MlockAllFlags, mlockall};
 
 pub use options::BenchCommand;
 use options::{BenchOptions, Other};
@@ -39,7 +39,7 @@ use report::{ClockFacts, Report, Run, SCHEMA_VERSION};
 use super::affinity::Placement;
 use super::clock::Clock;
 use super::machine::Machine;
-use super::{Usage, affinity, interrupt, print};
+use super::{Usage, interrupt, print};
 use measure::Baseline;
 use plan::Plan;
 
@@ -58,7 +58,7 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     check_region(options)?;
     let placement = options.endpoints.device.placement();
     if options.lock_memory {
-        lock_memory()?;
+        lock_memory().context("--lock-memory")?;
     }
     let clock = Clock::calibrate();
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -71,11 +71,8 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
         runs: Vec::new(),
     };
     let start = Instant::now();
-    let whole = affinity::Unbound::remember();
     for plan in (0..options.repeat).flat_map(|_| &plans) {
         let run = one(plan, options, placement, &clock, start)?;
-        // The next NIC and its baselines may run anywhere again.
-        whole.restore()?;
         show(&run, options, &report)?;
         let over = run.errors > 0 || run.interrupted;
         report.runs.push(run);
@@ -93,14 +90,6 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
         (false, true) => ExitCode::from(interrupt::EXIT_INTERRUPTED),
         (true, _) => ExitCode::from(super::EXIT_FAILED),
     })
-}
-
-/// Keeps all memory of the process, present and future, where it is.
-fn lock_memory() -> anyhow::Result<()> {
-    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).context(
-        "--lock-memory: cannot lock the memory of this process; raise the limit (ulimit -l, \
-         LimitMEMLOCK=)",
-    )
 }
 
 fn one(

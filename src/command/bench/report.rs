@@ -1,5 +1,7 @@
 //! What measurements came to: one object for `--json`, which the other forms are made from too.
 
+use holdfast::dma::RingMemory;
+use holdfast::stats::TurnCounts;
 use serde::Serialize;
 
 use super::BenchOptions;
@@ -120,6 +122,13 @@ pub struct Run {
     pub core_costs: Vec<&'static str>,
     /// Whether the memory of the process was locked.
     pub memory_locked: bool,
+    /// NUMA node of the measuring thread's processor, where it is bound to one and the kernel has NUMA.
+    pub cpu_node: Option<u32>,
+    /// What the queues lie in.
+    pub rings: Option<Rings>,
+    /// What the poll loop has counted while it measured (`bw`, `rate`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_loop: Option<TurnCounts>,
     /// What disturbed the measuring thread meanwhile.
     pub disturbance: Disturbance,
     /// What the measuring itself costs, measured on a null device (`lat`).
@@ -133,6 +142,24 @@ pub struct Run {
     /// The latencies as they were recorded, for the HdrHistogram log.
     #[serde(skip)]
     pub recorded: Option<Timed>,
+}
+
+/// What the queues of the measuring end lie in.
+#[derive(Debug, Serialize)]
+pub struct Rings {
+    /// Bytes.
+    pub bytes: u64,
+    /// `ordinary` (4 KiB), `transparent huge` or `hugetlb` (2 MiB).
+    pub pages: &'static str,
+    /// NUMA nodes they are on.
+    pub nodes: Vec<u32>,
+}
+
+impl Rings {
+    fn of(memory: &RingMemory) -> Self {
+        let RingMemory { bytes, pages, nodes } = memory;
+        Self { bytes: *bytes, pages: pages.name(), nodes: nodes.clone() }
+    }
 }
 
 /// Bytes and operations per second.
@@ -209,6 +236,9 @@ impl Run {
             jitter: baseline.jitter,
             core_costs: placement.bench.map_or_else(Vec::new, core_costs),
             memory_locked: options.lock_memory,
+            cpu_node: measured.cpu_node,
+            rings: measured.rings.as_ref().map(Rings::of),
+            poll_loop: measured.poll_loop,
             disturbance: measured.disturbance,
             overhead: baseline.overhead,
             interrupted: interrupt::requested(),
@@ -256,6 +286,13 @@ pub mod tests {
             phases: None,
             disturbance: Disturbance::default(),
             region_kind: "memfd".to_owned(),
+            cpu_node: Some(0),
+            rings: Some(RingMemory {
+                bytes: 2 << 20,
+                pages: holdfast::PageKind::TransparentHuge,
+                nodes: vec![0],
+            }),
+            poll_loop: None,
             elsewhere: false,
         };
         let baseline = Baseline { cache_line_ns: Some(250.0), ..Baseline::default() };

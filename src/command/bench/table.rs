@@ -43,7 +43,18 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
         );
     }
     let cpu = |cpu: Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
-    row("cpu", format!("{}, NIC on {}", cpu(run.cpu), cpu(run.nic_cpu)));
+    let on_node = run.cpu_node.map(|node| format!(" (node {node})")).unwrap_or_default();
+    row("cpu", format!("{}{on_node}, NIC on {}", cpu(run.cpu), cpu(run.nic_cpu)));
+    row("memory", memory(run));
+    if let Some(counts) = run.poll_loop.filter(|counts| counts.turns > 0) {
+        let (busy, turns) = (counts.turns - counts.empty_turns, counts.turns as f64);
+        let each = counts.completions as f64 / busy.max(1) as f64;
+        let empty = counts.empty_turns as f64 / turns * 100.0;
+        row(
+            "poll loop",
+            format!("{turns} turns, {empty:.1} % empty; {each:.1} completions in others"),
+        );
+    }
     row("machine", machine.summary());
     if !run.core_costs.is_empty() {
         let costs = run.core_costs.join(", ");
@@ -66,6 +77,18 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
         let _ = write!(text, "\n  {whole}\n{}", timed.recorded.all.draw());
     }
     text
+}
+
+/// What there is for a core to reach without delay.
+fn memory(run: &Run) -> String {
+    let locked = if run.memory_locked { "locked" } else { "not locked (--lock-memory)" };
+    let Some(rings) = &run.rings else { return locked.to_owned() };
+    let nodes: Vec<String> = rings.nodes.iter().map(u32::to_string).collect();
+    let nodes = match nodes.as_slice() {
+        [] => String::new(),
+        nodes => format!(" on node {}", nodes.join(", ")),
+    };
+    format!("rings of {} in {} pages{nodes}; {locked}", human_bytes(rings.bytes), rings.pages)
 }
 
 fn headline(run: &Run) -> String {

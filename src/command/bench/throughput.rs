@@ -1,7 +1,11 @@
 //! As many operations outstanding as allowed, posted in batches with one doorbell each, of which only
-//! the last is signalled. One end sends, or with `--bidirectional` both.
+//! the last is signalled. One end sends, or with `--bidirectional` both. The loop is the library's
+//! ([`holdfast::cores::PollLoop`]).
 
-use holdfast::stats::Lane;
+use std::ops::ControlFlow;
+
+use holdfast::cores::{PollLoop, Step};
+use holdfast::stats::{Lane, TurnCounts};
 use holdfast::{Completion, CompletionQueue, QueuePair, Remote, SendFlags, Slice};
 
 use super::layout::Layout;
@@ -12,8 +16,6 @@ use crate::command::endpoints::{End, Session, failures, succeeded};
 use crate::command::patience::Patience;
 use crate::command::{interrupt, live};
 
-/// Completions taken at a time.
-const POLL: usize = 32;
 /// Turns of the loop between two looks at the clock.
 const CLOCK_INTERVAL: u32 = 64;
 
@@ -26,6 +28,8 @@ pub struct Run {
     pub seconds: f64,
     /// Work completions that were not successes.
     pub errors: u64,
+    /// What the poll loop has counted.
+    pub counts: TurnCounts,
 }
 
 /// Runs the loop of the operation; each sending end does as many operations as `stop` says.
@@ -38,29 +42,38 @@ pub fn run(
 ) -> anyhow::Result<Run> {
     let watch = session.watch();
     let both = plan.bidirectional;
-    let end = |end, sends| Side::new(end, plan, layout, sends, both || !sends);
     let Session { active, passive, .. } = session;
-    let mut sides = Vec::with_capacity(2);
-    if let Some(active) = active {
-        sides.push(end(active, true)?);
+    let passive = passive.as_mut().filter(|_| both || plan.op == Operation::Send);
+    let ends = [(active.as_mut(), true), (passive, both)];
+    let (mut sides, mut poll) = (Sides::default(), PollLoop::new());
+    poll.count_in(live::turns("measuring"));
+    for (end, sends) in ends {
+        let Some(end) = end else { continue };
+        sides.add(&mut poll, end, plan, layout, sends, both || !sends)?;
     }
-    if let Some(passive) = passive.as_mut().filter(|_| both || plan.op == Operation::Send) {
-        sides.push(end(passive, both)?);
-    }
+    let before = poll.counts();
     let started = clock.ticks();
-    let errors = failures(turns(&mut sides, watch, clock, stop))?;
+    let errors = failures(turns(&mut poll, &mut sides, watch, clock, stop))?;
     let seconds = clock.ns(clock.ticks().wrapping_sub(started)) / 1e9;
+    let after = poll.counts();
+    let counts = TurnCounts {
+        turns: after.turns - before.turns,
+        empty_turns: after.empty_turns - before.empty_turns,
+        completions: after.completions - before.completions,
+    };
+    let sides = &sides.all;
     let completed = |side: &Side<'_>| side.sending.as_ref().map(|sending| sending.completed);
     let received = || sides.iter().filter_map(|s| s.receiving.as_ref()).map(|r| r.received).sum();
     let sent: Vec<u64> = sides.iter().filter_map(completed).collect();
     let iters = if sent.is_empty() { received() } else { sent.iter().sum() };
-    Ok(Run { iters, seconds, errors })
+    Ok(Run { iters, seconds, errors, counts })
 }
 
 /// Turn after turn of both ends, until it is enough or a request fails.
 #[inline(always)]
 fn turns(
-    sides: &mut [Side<'_>],
+    poll: &mut PollLoop<&mut CompletionQueue>,
+    sides: &mut Sides<'_>,
     mut watch: Patience,
     clock: &Clock,
     stop: Stop,
@@ -71,13 +84,19 @@ fn turns(
     };
     let started = clock.ticks();
     let mut until_clock = CLOCK_INTERVAL;
-    loop {
-        let mut progress = 0;
-        for side in &mut *sides {
-            progress += side.turn(goal)?;
+    poll.run(|step| {
+        let mut progress = match step {
+            Step::Completion { queue, completion } => {
+                sides.take(queue, completion)?;
+                return Ok(ControlFlow::Continue(()));
+            }
+            Step::Turn { completions } => completions,
+        };
+        for side in &mut sides.all {
+            progress += side.post(goal)?;
         }
-        if finished(sides, goal) {
-            return Ok(());
+        if finished(&sides.all, goal) {
+            return Ok(ControlFlow::Break(()));
         }
         if progress == 0 {
             watch.tick("a completion")?;
@@ -90,14 +109,15 @@ fn turns(
             let over = clock.ticks().wrapping_sub(started) >= deadline;
             if over || interrupt::requested() {
                 // What is posted is still waited for.
-                let posted = sides.iter().filter_map(|side| side.sending.as_ref());
+                let posted = sides.all.iter().filter_map(|side| side.sending.as_ref());
                 match posted.map(|sending| sending.posted).max() {
                     Some(most) => goal = goal.min(most),
                     None => interrupt::check()?,
                 }
             }
         }
-    }
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 /// Whether every end has done its part.
@@ -108,11 +128,17 @@ fn finished(sides: &[Side<'_>], goal: u64) -> bool {
     sides.iter().all(|side| sent(side) && received(side))
 }
 
+/// The ends that are here, and whose each queue of the loop is.
+#[derive(Default)]
+struct Sides<'a> {
+    all: Vec<Side<'a>>,
+    /// By the queue's number: its side, and whether its completions are receives.
+    queues: Vec<(usize, bool)>,
+}
+
 /// One end: it sends, or receives, or both.
 struct Side<'a> {
     qps: &'a mut [QueuePair],
-    send_cq: &'a mut CompletionQueue,
-    recv_cq: &'a mut CompletionQueue,
     sending: Option<Sending<'a>>,
     receiving: Option<Receiving<'a>>,
 }
@@ -130,7 +156,8 @@ struct Sending<'a> {
     next_slot: usize,
     posted: u64,
     completed: u64,
-    /// For those who look on, and the bytes of an operation.
+    /// Of those, how many whoever looks on was told of, and the bytes of an operation.
+    told: u64,
     live: Lane,
     bytes: u64,
 }
@@ -142,16 +169,21 @@ struct Receiving<'a> {
     received: u64,
     /// Receives to post again, by queue pair.
     missing: Vec<u32>,
+    /// Whether there are some.
+    taken: bool,
 }
 
-impl<'a> Side<'a> {
-    fn new(
+impl<'a> Sides<'a> {
+    /// Takes an end in, and its queues into the loop.
+    fn add(
+        &mut self,
+        poll: &mut PollLoop<&'a mut CompletionQueue>,
         end: &'a mut End,
         plan: &Plan,
         layout: Layout,
         sends: bool,
         receives: bool,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<()> {
         let base = end.remote;
         let End { qps, send_cq, recv_cq, region, .. } = end;
         let region = &*region;
@@ -174,6 +206,7 @@ impl<'a> Side<'a> {
                 next_slot: 0,
                 posted: 0,
                 completed: 0,
+                told: 0,
                 live: live::lane("measuring"),
                 bytes: plan.size as u64,
             })
@@ -186,53 +219,78 @@ impl<'a> Side<'a> {
                 next_slot: 0,
                 received: 0,
                 missing: qps.iter().map(|qp| depth - qp.outstanding_receives()).collect(),
+                taken: false,
             })
         };
         let receives = receives && plan.op == Operation::Send;
         let sending = sends.then(sending).transpose()?;
         let receiving = receives.then(receiving).transpose()?;
-        let mut this = Self { qps, send_cq, recv_cq, sending, receiving };
+        let side = self.all.len();
+        if receives {
+            poll.add(recv_cq);
+            self.queues.push((side, true));
+        }
+        if sends {
+            poll.add(send_cq);
+            self.queues.push((side, false));
+        }
+        let mut this = Side { qps, sending, receiving };
         if let Some(receiving) = &mut this.receiving {
             receiving.post(this.qps)?;
         }
-        Ok(this)
+        self.all.push(this);
+        Ok(())
     }
 
-    /// Takes completions and posts what there is room for; gives the number of things that happened.
+    /// A completion of the queue of that number.
+    #[inline(always)]
+    fn take(&mut self, queue: usize, completion: &Completion) -> anyhow::Result<()> {
+        succeeded(completion)?;
+        let (side, is_receive) = self.queues[queue];
+        let side = &mut self.all[side];
+        match (is_receive, &mut side.receiving, &mut side.sending) {
+            (true, Some(receiving), _) => receiving.take(completion),
+            (false, _, Some(sending)) => sending.take(completion),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Side<'_> {
+    /// Posts what there is room for; gives the number of batches of sends.
     #[inline]
-    fn turn(&mut self, goal: u64) -> anyhow::Result<usize> {
-        let mut happened = 0;
-        if let Some(receiving) = &mut self.receiving {
-            happened += receiving.turn(self.qps, self.recv_cq)?;
+    fn post(&mut self, goal: u64) -> anyhow::Result<usize> {
+        if let Some(receiving) = &mut self.receiving
+            && receiving.taken
+        {
+            receiving.post(self.qps)?;
         }
-        if let Some(sending) = &mut self.sending {
-            happened += sending.turn(self.qps, self.send_cq, goal)?;
+        match &mut self.sending {
+            Some(sending) => sending.post_all(self.qps, goal),
+            None => Ok(0),
         }
-        Ok(happened)
     }
 }
 
 impl Sending<'_> {
+    /// A batch is done.
+    #[inline(always)]
+    fn take(&mut self, completion: &Completion) {
+        // The id of a batch: its queue pair and how many it retires.
+        let (qp, retired) = ((completion.wr_id >> 32) as usize, completion.wr_id as u32);
+        self.outstanding[qp] -= retired;
+        self.completed += u64::from(retired);
+    }
+
     #[inline]
-    fn turn(
-        &mut self,
-        qps: &mut [QueuePair],
-        cq: &mut CompletionQueue,
-        goal: u64,
-    ) -> anyhow::Result<usize> {
-        let mut completions = [Completion::default(); POLL];
-        let count = cq.poll(&mut completions)?;
-        let before = self.completed;
-        for completion in &completions[..count] {
-            succeeded(completion)?;
-            // The id of a batch: its queue pair and how many it retires.
-            let (qp, retired) = ((completion.wr_id >> 32) as usize, completion.wr_id as u32);
-            self.outstanding[qp] -= retired;
-            self.completed += u64::from(retired);
+    fn post_all(&mut self, qps: &mut [QueuePair], goal: u64) -> anyhow::Result<usize> {
+        let done = self.completed - self.told;
+        if done > 0 {
+            self.live.done(done, done * self.bytes);
+            self.told = self.completed;
         }
-        let done = self.completed - before;
-        self.live.done(done, done * self.bytes);
-        let mut happened = count;
+        let mut happened = 0;
         for (at, qp) in qps.iter_mut().enumerate() {
             while self.posted < goal && self.outstanding[at] + self.batch <= self.depth {
                 self.post(at, qp, goal)?;
@@ -274,24 +332,17 @@ impl Sending<'_> {
 }
 
 impl Receiving<'_> {
-    /// Takes completions and posts as many receives again; gives the number of completions.
-    #[inline]
-    fn turn(&mut self, qps: &mut [QueuePair], cq: &mut CompletionQueue) -> anyhow::Result<usize> {
-        let mut completions = [Completion::default(); POLL];
-        let count = cq.poll(&mut completions)?;
-        if count == 0 {
-            return Ok(0);
-        }
-        for completion in &completions[..count] {
-            succeeded(completion)?;
-            self.missing[completion.wr_id as usize] += 1;
-        }
-        self.received += count as u64;
-        self.post(qps)?;
-        Ok(count)
+    /// A message is there.
+    #[inline(always)]
+    fn take(&mut self, completion: &Completion) {
+        self.missing[completion.wr_id as usize] += 1;
+        self.received += 1;
+        self.taken = true;
     }
 
+    /// Posts as many receives as are missing.
     fn post(&mut self, qps: &mut [QueuePair]) -> anyhow::Result<()> {
+        self.taken = false;
         for (at, (qp, missing)) in qps.iter_mut().zip(&mut self.missing).enumerate() {
             if *missing == 0 {
                 continue;

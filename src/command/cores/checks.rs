@@ -222,7 +222,7 @@ impl Files<'_> {
             Some(text) if text.lines().count() > 1 => costs(
                 name,
                 "there is some: memory may be away when it is needed",
-                "lock memory (bench --lock-memory; mlockall in a program), or swapoff -a",
+                "lock memory (bench --lock-memory; cores::lock_memory in a program), or swapoff -a",
             ),
             Some(_) => good(name, "none"),
             None => unknown(name, "the kernel does not tell"),

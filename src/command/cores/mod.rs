@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use holdfast::cores::{allowed, pin};
 use serde::Serialize;
 
 pub use checks::{Check, Verdict};
@@ -64,17 +65,16 @@ pub fn checks(cpu: usize) -> Vec<Check> {
 
 /// Looks.
 pub fn run(options: &CoresOptions) -> anyhow::Result<ExitCode> {
-    let allowed = affinity::allowed();
+    let allowed = allowed();
     let mut cpus = options.cpus.clone();
     if cpus.is_empty() {
         let placement = affinity::Placement::choose(None, None, &allowed);
         cpus.extend(placement.bench.or(allowed.first().copied()));
         cpus.extend(placement.nic);
     }
-    if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
-        return Err(Usage::error(format!(
-            "--cpu {cpu}: this process may use {allowed:?} (see taskset and cpusets)"
-        )));
+    // Not only those that the scheduler would choose: an isolated one is none of them.
+    for cpu in &cpus {
+        pin(*cpu).map_err(|error| Usage::error(format!("--cpu {cpu}: {error}")))?;
     }
     let clock = Clock::calibrate();
     let core = |cpu: &usize| -> anyhow::Result<Core> {

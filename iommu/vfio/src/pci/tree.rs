@@ -72,6 +72,13 @@ impl Tree {
         self.path(DEVICES).join(address.to_string())
     }
 
+    /// The NUMA node that a function is attached to; `None` where the firmware does not say.
+    pub fn numa_node(&self, address: Address) -> Option<u32> {
+        let text = fs::read_to_string(self.device(address).join("numa_node")).ok()?;
+        // -1 where nobody knows.
+        text.trim().parse().ok()
+    }
+
     /// The text of a file in the tree.
     pub fn read(&self, relative: impl AsRef<Path>) -> Result<String> {
         let path = self.path(relative);
