@@ -52,7 +52,7 @@ pub struct RingMemory {
 struct Block {
     mapping: Mapping,
     memory: SharedMemory,
-    /// The node that was asked for.
+    /// The node that it is on.
     node: Option<u32>,
     /// Whether it is cut up, and not all of one large request.
     shared: bool,
@@ -85,7 +85,7 @@ impl DmaPool {
     pub fn memory(&self) -> Option<RingMemory> {
         let blocks: Vec<_> = lock(&self.inner).all.iter().filter_map(Weak::upgrade).collect();
         let pages = blocks.iter().map(|block| block.memory.pages()).min()?;
-        let mut nodes: Vec<u32> = blocks.iter().filter_map(|block| block.memory.node()).collect();
+        let mut nodes: Vec<u32> = blocks.iter().filter_map(|block| block.node).collect();
         nodes.sort_unstable();
         nodes.dedup();
         Some(RingMemory { bytes: blocks.iter().map(|b| b.memory.len()).sum(), pages, nodes })
@@ -94,6 +94,7 @@ impl DmaPool {
     fn block(&self, len: usize, node: Option<u32>, shared: bool) -> holdfast_iommu::Result<Block> {
         let memory = SharedMemory::on_node(len as u64, node)?;
         let pages = memory.len() as usize / PAGE_SIZE;
+        let node = memory.node();
         let mapping = self.space.map(memory.piece(), Prot::ReadWrite, None)?;
         Ok(Block { mapping, memory, node, shared, used: Mutex::new(PageMap::new(pages)) })
     }
@@ -103,7 +104,8 @@ impl DmaPool {
         let mut blocks = lock(&self.inner);
         blocks.all.retain(|block| block.strong_count() > 0);
         let (node, shared) = (blocks.node, count <= BLOCK_PAGES / 2);
-        let fits = |block: &Arc<Block>| shared && block.shared && block.node == node;
+        let near = |block: &Arc<Block>| node.is_none() || block.node == node;
+        let fits = |block: &Arc<Block>| shared && block.shared && near(block);
         let mut there = blocks.all.iter().filter_map(Weak::upgrade).filter(fits);
         if let Some(lease) = there.find_map(|block| block.take(count)) {
             return Ok(lease);
@@ -260,15 +262,15 @@ mod tests {
     fn a_block_of_another_node_is_left_alone() {
         let Some(node) = numa::nodes().first().copied() else { return };
         let pool = pool();
-        let anywhere = pool.allocate(1).unwrap();
         // As on a machine with several.
         lock(&pool.inner).node = Some(node);
-        let placed = [pool.allocate(1).unwrap(), pool.allocate(1).unwrap()];
-        assert_eq!(pool.space.mappings(), 2);
+        let first = pool.allocate(1).unwrap();
         assert_eq!(pool.memory().unwrap().nodes, [node]);
+        let second = pool.allocate(1).unwrap();
+        assert_eq!(pool.space.mappings(), 1, "of the same node");
         lock(&pool.inner).node = Some(u32::MAX);
-        assert!(pool.allocate(1).is_err(), "there is no such node");
-        drop((anywhere, placed));
+        assert!(pool.allocate(1).is_err(), "there is no such node, so there is no such block");
+        drop((first, second));
     }
 
     #[test]

@@ -205,8 +205,8 @@ enum Nic {
 impl Session {
     /// Starts the NIC, if it is this command's to start, connects the ends, with rings near the
     /// measuring thread's processor, and binds the calling thread to that for as long as the session
-    /// is there (not before the NIC's process, which would inherit that). Call it on the main thread:
-    /// the NIC's process ends with the thread that started it.
+    /// is there (only now: the NIC's process and the threads of guards would inherit that). Call it on
+    /// the main thread: the NIC's process ends with the thread that started it.
     pub fn start(
         options: &EndpointOptions,
         placement: Placement,
@@ -219,14 +219,13 @@ impl Session {
             options.device.place_rings(device, placement)?;
         }
         interrupt::check()?;
-        let core = Core::prepare(&CoreOptions { cpu: placement.bench, ..CoreOptions::default() })?;
         let mut session = Self {
             active: None,
             passive: None,
             exchange: None,
             timeout: options.timeout,
             round: 0,
-            core,
+            core: Core::default(),
             _nic: nic,
         };
         match (&options.server, &options.connect) {
@@ -241,6 +240,7 @@ impl Session {
                 (session.active, session.passive) = (Some(active), Some(passive));
             }
         }
+        session.core = Core::prepare(&CoreOptions { cpu: placement.bench, ..Default::default() })?;
         Ok(session)
     }
 

@@ -30,9 +30,10 @@
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let core = Core::prepare(&CoreOptions { cpu: allowed().last().copied(), ..Default::default() })?;
 //! let nics = EmulatedNic::start(EmulatedOptions { nics: 2, ..Default::default() })?;
 //! let (here, there) = (nics.open(0)?, nics.open(1)?);
+//! // Not before the NICs' threads are there, which would be bound to this processor too.
+//! let core = Core::prepare(&CoreOptions { cpu: allowed().last().copied(), ..Default::default() })?;
 //! here.prefer_ring_node(core.node())?;
 //!
 //! let (pd_here, pd_there) = (here.protection_domain()?, there.protection_domain()?);

@@ -21,9 +21,9 @@ impl Default for CoreOptions {
     }
 }
 
-/// A thread that is prepared. It stays on its thread, which is let go of its processor when this is
+/// A thread that is prepared; by default one that nothing was done to. It stays on its thread, which is let go of its processor when this is
 /// dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Core {
     pinned: Option<Pinned>,
     node: Option<u32>,
@@ -31,8 +31,10 @@ pub struct Core {
 }
 
 impl Core {
-    /// Prepares the calling thread. Do it before queues are made, so that they can be put near it.
-    /// Blocks until all memory is there, where that is to be locked.
+    /// Prepares the calling thread. Do it before queues are made, so that they can be put near it,
+    /// and after emulated NICs, guards and other threads were started that are to run elsewhere: what
+    /// this thread starts from then on is bound as it is. Blocks until all memory is there, where that
+    /// is to be locked.
     ///
     /// # Errors
     /// [`CoreError`]; the thread is then as it was.

@@ -110,6 +110,7 @@ type Entry = (&'static str, &'static str, &'static str);
 const TABLES: &[Entry] = &[
     ("domain", include_str!("../../suites/domain.toml"), include_str!("../../suites/domain.sh")),
     ("dax", include_str!("../../suites/dax.toml"), include_str!("../../suites/dax.sh")),
+    ("numa", include_str!("../../suites/numa.toml"), include_str!("../../suites/numa.sh")),
     ("keeper", include_str!("../../suites/keeper.toml"), include_str!("../../suites/keeper.sh")),
     ("causes", include_str!("../../suites/causes.toml"), include_str!("../../suites/causes.sh")),
     (
