@@ -10,7 +10,7 @@ use super::sigbus;
 use super::space::Shared;
 use crate::engine::host::Miss;
 
-/// Slots of the software TLB.
+/// Slots of the software TLB, a power of two.
 const SLOTS: usize = 128;
 /// How far a fill looks ahead for contiguous pages, in bytes.
 const LOOK_AHEAD: u64 = 64 << 10;
@@ -92,7 +92,7 @@ impl Reader {
     pub fn translate(&mut self, iova: u64, len: usize, write: bool) -> Result<Span, Miss> {
         debug_assert!(self.quiescer.is_online() && len > 0);
         self.note_faults();
-        let entry = &self.tlb[(iova >> 12) as usize % SLOTS];
+        let entry = &self.tlb[slot(iova)];
         let need = self.epoch << 2 | if write { WRITE } else { READ };
         if entry.start <= iova && iova < entry.end && entry.tag & (!0b11 | need) == need {
             return Ok(span(entry, iova, len));
@@ -126,9 +126,17 @@ impl Reader {
                 return Err(miss);
             }
         }
-        self.tlb[(iova >> 12) as usize % SLOTS] = entry;
+        self.tlb[slot(iova)] = entry;
         Ok(span(&entry, iova, len))
     }
+}
+
+/// Where the translation of an address is kept. A page's number is multiplied by 2^64 over the
+/// golden ratio: were its low bits taken as they are, the two ends of a transfer between regions
+/// that are apart by a power of two would evict each other with every request.
+#[inline]
+fn slot(iova: u64) -> usize {
+    ((iova >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.ilog2())) as usize
 }
 
 #[inline]
@@ -138,4 +146,18 @@ fn span(entry: &Entry, iova: u64, len: usize) -> Span {
     // SAFETY: the entry came from the table in this epoch, so the range is mapped with the access
     // asked for until the fence, which waits for this reader's next quiescent point.
     unsafe { Span::new(ptr, len) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_a_power_of_two_apart_do_not_evict_each_other() {
+        for first in [0u64, 1 << 12, 0x1234_5000, 0x7_fedc_ba98_7000] {
+            for shift in 12..45 {
+                assert_ne!(slot(first), slot(first + (1 << shift)), "{first:#x}, 2^{shift}");
+            }
+        }
+    }
 }
