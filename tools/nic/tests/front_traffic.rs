@@ -55,6 +55,19 @@ fn a_ring_wraps_many_times_and_shows_its_head() {
 }
 
 #[test]
+fn the_head_is_shown_without_any_completion() {
+    let process = process(1, |_| {});
+    let mut pair = pair(&process);
+    for _ in 0..3 {
+        let (header, sge) = (pair.write_header(0, 0x4000, 0), pair.sge(0, 8));
+        pair.client.post_send(&mut pair.qps[0], header, &[sge]);
+    }
+    pair.ring(0);
+    let head = pair.qps[0].pages.first + 4;
+    eventually(|| (pair.client.memory.word(head).load(Ordering::Acquire) == 3).then_some(()));
+}
+
+#[test]
 fn a_send_fills_a_receive() {
     let process = process(1, |_| {});
     let mut pair = pair(&process);

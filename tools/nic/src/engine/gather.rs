@@ -61,6 +61,14 @@ impl<H: Host> Memory<'_, H> {
         out: &mut SpanList,
     ) -> Result<usize, Obstacle> {
         out.clear();
+        if let [sge] = sges
+            && skip == 0
+            && len > 0
+            && sge.length as usize == len
+        {
+            let mr = mr::lookup(self.mrs, sge.lkey, self.pd, sge.addr, len as u64, access)?;
+            return Ok(mr.spans(self.host, sge.addr, len, access != 0, out)?);
+        }
         let mut done = 0;
         for sge in sges {
             if done == len {

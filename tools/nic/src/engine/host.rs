@@ -137,6 +137,10 @@ pub trait Host {
     /// Takes the next send request of a queue pair.
     fn next_send(&mut self, qp_handle: u32, request: &mut SendRequest) -> Fetch;
 
+    /// No more of that queue pair's sends are fetched for now: the client may be told how many
+    /// were. It was told before each completion as well.
+    fn sends_fetched(&mut self, _qp_handle: u32) {}
+
     /// Takes the next receive.
     fn next_recv(&mut self, queue: RecvQueue, request: &mut RecvRequest) -> Fetch;
 

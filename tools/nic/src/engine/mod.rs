@@ -362,6 +362,9 @@ impl<H: Host> Engine<H> {
     /// Runs expired timers, links, and queue pairs that have work: links in turn within the budget
     /// of a call, then NICs in turn within another.
     pub fn poll(&mut self, now: u64) -> Progress {
+        if self.sched.is_idle() && self.links.is_empty() {
+            return Progress::default();
+        }
         let mut did_work = false;
         while let Some(at) = self.sched.pop_expired(now) {
             did_work = true;

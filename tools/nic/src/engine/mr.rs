@@ -151,6 +151,7 @@ impl Mr {
     }
 
     /// Refuses a range that is not within the region, and rights it does not give.
+    #[inline]
     fn check(&self, pd: u32, addr: u64, len: u64, access: u32) -> Result<(), Refused> {
         let offset = addr.wrapping_sub(self.base);
         let valid = !matches!(self.map, Map::FastReg { valid: false, .. });
@@ -164,7 +165,29 @@ impl Mr {
 
     /// Translates `[addr, addr + len)`, checked before, and appends what it is made of. Stops
     /// early when `out` is full; says how many bytes were appended.
+    #[inline]
     pub(crate) fn spans<H: Host>(
+        &self,
+        host: &mut H,
+        addr: u64,
+        len: usize,
+        write: bool,
+        out: &mut SpanList,
+    ) -> Result<usize, Miss> {
+        // Mostly it is one piece.
+        let (iova, run) = self.run(addr, len);
+        if run == len {
+            let span = host.translate(iova, len, write)?;
+            if span.len() >= len && out.try_push(span.slice(0, len)).is_ok() {
+                return Ok(len);
+            }
+        }
+        self.pieces(host, addr, len, write, out)
+    }
+
+    /// As [`Mr::spans`], for what may be in several pieces.
+    #[inline(never)]
+    fn pieces<H: Host>(
         &self,
         host: &mut H,
         addr: u64,
@@ -197,7 +220,7 @@ impl Mr {
     /// The bus address of `addr` and how many of the `len` bytes from there on are contiguous.
     #[inline]
     fn run(&self, addr: u64, len: usize) -> (u64, usize) {
-        if self.map == Map::Dma {
+        if matches!(self.map, Map::Dma) {
             return (addr, len);
         }
         let at = addr - self.base + self.first_offset;

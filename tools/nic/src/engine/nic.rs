@@ -304,12 +304,18 @@ impl<H> Nic<H> {
     /// The queue pair of a number.
     #[inline]
     pub(crate) fn handle_of(&self, qpn: u32) -> Option<u32> {
-        let handle = match self.first_qpn {
-            _ if qpn == GSI => GSI,
-            Some(first) => qpn.checked_sub(first)?,
-            None => qpn & 0xffff,
-        };
+        let handle = self.handle_in(qpn)?;
         self.qps.get(handle).filter(|qp| qp.qpn == qpn).map(|_| handle)
+    }
+
+    /// The handle that a queue pair of this number would have, if there is one.
+    #[inline]
+    pub(crate) fn handle_in(&self, qpn: u32) -> Option<u32> {
+        match self.first_qpn {
+            _ if qpn == GSI => Some(GSI),
+            Some(first) => qpn.checked_sub(first),
+            None => Some(qpn & 0xffff),
+        }
     }
 
     /// Destroys every object; the queue pairs were destroyed before.

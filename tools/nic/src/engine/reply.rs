@@ -214,6 +214,10 @@ impl<H: Host> Engine<H> {
                 nic.send_failed(&mut self.sched, at.handle);
                 return Step::Stop;
             }
+            let Some(qp) = nic.qps.get(at.handle) else { return Step::Stop };
+            if qp.sender.window.is_empty() && qp.state == QpState::ReadyToSend {
+                return Step::Go;
+            }
         }
         match nic.qps.get(at.handle) {
             Some(qp) if qp.state == QpState::SendQueueDrained => {

@@ -46,6 +46,17 @@ const NO_ACCESS: Refusal = Refusal::Nak(Nak::Access, Some(EventKind::QpAccessErr
 const TOLD: Refusal = Refusal::Nak(Nak::Operation, None);
 const UNREACHABLE: Refusal = Refusal::Nak(Nak::Operation, Some(EventKind::QpFatal));
 
+/// The queue pair that a burst came to, and what the burst is checked against.
+#[derive(Clone, Copy)]
+struct Target {
+    handle: u32,
+    pd: u32,
+    /// What peers may do: `ACCESS_REMOTE_*`.
+    rights: u32,
+    reads: u8,
+    message: Option<Message>,
+}
+
 /// One burst at the responder's NIC.
 pub(crate) struct Responder<'a, H> {
     pub(crate) nic: &'a mut Nic<H>,
@@ -59,13 +70,22 @@ impl<H: Host> Responder<'_, H> {
     /// Takes a burst. The bytes of a READ go to `sink`.
     #[inline]
     pub(crate) fn receive(&mut self, req: &Request, payload: Payload<'_>, sink: Sink<'_>) -> Reply {
-        let Some(handle) = self.nic.handle_of(req.ends.to_qpn) else { return Reply::Silence };
+        let Some(handle) = self.nic.handle_in(req.ends.to_qpn) else { return Reply::Silence };
         let Some(qp) = self.nic.qps.get_mut(handle) else { return Reply::Silence };
-        let known = qp.attr.dest_qp_num == req.ends.from_qpn && qp.peer == req.ends.from;
+        let known = qp.qpn == req.ends.to_qpn
+            && qp.attr.dest_qp_num == req.ends.from_qpn
+            && qp.peer == req.ends.from;
         if !qp.is_rc() || !qp.can_receive() || !known {
             return Reply::Silence;
         }
         let (expected, mtu) = (qp.receiver.psn, qp.mtu);
+        let target = Target {
+            handle,
+            pd: qp.init.pd,
+            rights: qp.attr.qp_access_flags,
+            reads: qp.attr.max_dest_rd_atomic,
+            message: qp.receiver.message,
+        };
         if qp.state == QpState::ReadyToReceive && !qp.receiver.established {
             qp.receiver.established = true;
             self.nic.event(EventKind::CommunicationEstablished, handle);
@@ -73,9 +93,9 @@ impl<H: Host> Responder<'_, H> {
         self.nic.counters.packets_received += 1;
         let done = match psn_diff(req.psn, expected) {
             0 if !is_sound(req, mtu) => Err(INVALID),
-            0 => self.execute(handle, req, payload, sink),
+            0 => self.execute(target, req, payload, sink),
             1.. => return self.out_of_order(handle, expected),
-            _ => return self.duplicate(handle, expected, req, sink),
+            _ => return self.duplicate(target, expected, req, sink),
         };
         self.reply(handle, req, done)
     }
@@ -83,23 +103,29 @@ impl<H: Host> Responder<'_, H> {
     /// Turns an outcome into a reply, and stops the queue pair where that is due.
     #[inline]
     fn reply(&mut self, handle: u32, req: &Request, done: Result<Reply, Refusal>) -> Reply {
-        let psn = req.psn;
-        if let Err(Refusal::Rnr | Refusal::Busy) = done
+        match done {
+            Ok(reply) => reply,
+            Err(refusal) => self.refuse(handle, req.psn, refusal),
+        }
+    }
+
+    #[cold]
+    fn refuse(&mut self, handle: u32, psn: u32, refusal: Refusal) -> Reply {
+        if let Refusal::Rnr | Refusal::Busy = refusal
             && let Some(qp) = self.nic.qps.get_mut(handle)
         {
             // What was sent behind it is dropped without a word: all of it comes again.
             qp.receiver.nak_sent = true;
         }
-        match done {
-            Ok(reply) => reply,
-            Err(Refusal::Rnr) => {
+        match refusal {
+            Refusal::Rnr => {
                 self.nic.counters.rnr_naks_sent += 1;
                 let timer = self.nic.qps.get(handle).map_or(0, |qp| qp.attr.min_rnr_timer);
                 Reply::Rnr { psn, timer }
             }
-            Err(Refusal::Busy) => Reply::Busy { psn },
-            Err(Refusal::RequesterGone) => Reply::RequesterGone,
-            Err(Refusal::Nak(why, event)) => {
+            Refusal::Busy => Reply::Busy { psn },
+            Refusal::RequesterGone => Reply::RequesterGone,
+            Refusal::Nak(why, event) => {
                 self.nic.counters.naks_sent += 1;
                 if let Some(kind) = event {
                     self.nic.event(kind, handle);
@@ -123,7 +149,8 @@ impl<H: Host> Responder<'_, H> {
 
     /// A burst that was seen before: acknowledged again, read again, or replayed.
     #[cold]
-    fn duplicate(&mut self, handle: u32, expected: u32, req: &Request, sink: Sink<'_>) -> Reply {
+    fn duplicate(&mut self, to: Target, expected: u32, req: &Request, sink: Sink<'_>) -> Reply {
+        let handle = to.handle;
         self.nic.counters.duplicates += 1;
         let Some(qp) = self.nic.qps.get(handle) else { return Reply::Silence };
         let ack = Reply::Ack { psn: psn_add(expected, u32::MAX) };
@@ -132,7 +159,7 @@ impl<H: Host> Responder<'_, H> {
             if !seen || !is_sound(req, qp.mtu) {
                 return Reply::Silence;
             }
-            let done = self.read(handle, req, sink);
+            let done = self.read(to, req, sink);
             if done.is_ok() {
                 self.nic.unstall(handle, Half::Receiver, self.now);
             }
@@ -149,17 +176,20 @@ impl<H: Host> Responder<'_, H> {
     #[inline]
     fn execute(
         &mut self,
-        handle: u32,
+        to: Target,
         req: &Request,
         payload: Payload<'_>,
         sink: Sink<'_>,
     ) -> Result<Reply, Refusal> {
-        self.in_message(handle, req)?;
+        if !continues(to.message, req) {
+            return Err(INVALID);
+        }
+        let handle = to.handle;
         let reply = match req.op {
+            Op::Write | Op::WriteImm => self.write(to, req, payload)?,
             Op::Send | Op::SendImm | Op::SendInv => self.send(handle, req, payload)?,
-            Op::Write | Op::WriteImm => self.write(handle, req, payload)?,
-            Op::Read => self.read(handle, req, sink)?,
-            _ => self.atomic(handle, req)?,
+            Op::Read => self.read(to, req, sink)?,
+            _ => self.atomic(to, req)?,
         };
         let Some(qp) = self.nic.qps.get_mut(handle) else { return Err(TOLD) };
         let receiver = &mut qp.receiver;
@@ -174,17 +204,6 @@ impl<H: Host> Responder<'_, H> {
             self.nic.unstall(handle, Half::Receiver, self.now);
         }
         Ok(reply)
-    }
-
-    /// Whether the burst continues the message under way, or starts one when there is none.
-    #[inline]
-    fn in_message(&mut self, handle: u32, req: &Request) -> Result<(), Refusal> {
-        let under_way = self.nic.qps.get(handle).and_then(|qp| qp.receiver.message);
-        let fits = match under_way {
-            None => req.offset == 0,
-            Some(m) => m.op == req.op && m.total == req.total && m.next == req.offset,
-        };
-        if fits { Ok(()) } else { Err(INVALID) }
     }
 
     fn send(&mut self, handle: u32, req: &Request, payload: Payload<'_>) -> Result<Reply, Refusal> {
@@ -224,13 +243,9 @@ impl<H: Host> Responder<'_, H> {
     }
 
     #[inline]
-    fn write(
-        &mut self,
-        handle: u32,
-        req: &Request,
-        payload: Payload<'_>,
-    ) -> Result<Reply, Refusal> {
-        self.resolve(handle, req, ACCESS_REMOTE_WRITE, true)?;
+    fn write(&mut self, to: Target, req: &Request, payload: Payload<'_>) -> Result<Reply, Refusal> {
+        let handle = to.handle;
+        self.resolve(to, req, ACCESS_REMOTE_WRITE, true)?;
         let consumes = req.op == Op::WriteImm && req.is_last();
         if consumes {
             self.ensure_receive(handle)?;
@@ -247,29 +262,30 @@ impl<H: Host> Responder<'_, H> {
         Ok(Reply::Ack { psn: req.last_psn() })
     }
 
-    fn read(&mut self, handle: u32, req: &Request, sink: Sink<'_>) -> Result<Reply, Refusal> {
-        self.needs_read_resources(handle)?;
-        self.resolve(handle, req, ACCESS_REMOTE_READ, false)?;
+    fn read(&mut self, to: Target, req: &Request, sink: Sink<'_>) -> Result<Reply, Refusal> {
+        needs_read_resources(to)?;
+        self.resolve(to, req, ACCESS_REMOTE_READ, false)?;
         let copied = match sink {
-            Sink::Spans(to) => gather::copy(self.spans, to),
+            Sink::Spans(out) => gather::copy(self.spans, out),
             Sink::Bytes(out) => gather::append(self.spans, out).map_err(|_| Gone::Source),
         };
         match copied {
             Ok(()) => {}
             // The responder is the source here.
-            Err(Gone::Source) => return Err(self.missed(handle)),
+            Err(Gone::Source) => return Err(self.missed(to.handle)),
             Err(Gone::Destination) => return Err(Refusal::RequesterGone),
         }
         self.nic.counters.bytes_served += u64::from(req.len);
         Ok(Reply::Read { psn: req.psn, packets: req.packets })
     }
 
-    fn atomic(&mut self, handle: u32, req: &Request) -> Result<Reply, Refusal> {
-        self.needs_read_resources(handle)?;
+    fn atomic(&mut self, to: Target, req: &Request) -> Result<Reply, Refusal> {
+        let handle = to.handle;
+        needs_read_resources(to)?;
         if !req.addr.is_multiple_of(8) {
             return Err(INVALID);
         }
-        self.resolve(handle, req, ACCESS_REMOTE_ATOMIC, true)?;
+        self.resolve(to, req, ACCESS_REMOTE_ATOMIC, true)?;
         let [word] = self.spans.as_slice() else { return Err(UNREACHABLE) };
         if !word.as_ptr().addr().is_multiple_of(8) {
             return Err(INVALID);
@@ -290,29 +306,20 @@ impl<H: Host> Responder<'_, H> {
         }
     }
 
-    /// Refuses READs and atomics at a queue pair that keeps no resources for them.
-    fn needs_read_resources(&self, handle: u32) -> Result<(), Refusal> {
-        match self.nic.qps.get(handle).map(|qp| qp.attr.max_dest_rd_atomic) {
-            Some(1..) => Ok(()),
-            _ => Err(INVALID),
-        }
-    }
-
     /// Checks the rights of the queue pair and of the region, and resolves the burst's range. The
     /// first burst of a message has the whole message checked. A message of no bytes needs no key.
     #[inline]
     fn resolve(
         &mut self,
-        handle: u32,
+        to: Target,
         req: &Request,
         access: u32,
         write: bool,
     ) -> Result<(), Refusal> {
-        let Some(qp) = self.nic.qps.get(handle) else { return Err(TOLD) };
-        if qp.attr.qp_access_flags & access == 0 {
+        if to.rights & access == 0 {
             return Err(NO_ACCESS);
         }
-        let pd = qp.init.pd;
+        let pd = to.pd;
         if req.len != req.total {
             let all = u64::from(req.total);
             mr::lookup(&self.nic.mrs, req.rkey, pd, req.addr, all, access)
@@ -325,7 +332,7 @@ impl<H: Host> Responder<'_, H> {
             Ok(got) if got == len => Ok(()),
             Ok(_) => Err(UNREACHABLE),
             Err(Obstacle::Refused) => Err(NO_ACCESS),
-            Err(Obstacle::Miss(_)) => Err(self.missed(handle)),
+            Err(Obstacle::Miss(_)) => Err(self.missed(to.handle)),
         }
     }
 
@@ -427,6 +434,20 @@ impl<H: Host> Responder<'_, H> {
             Posted::Lost => Err(TOLD),
         }
     }
+}
+
+/// Whether the burst continues the message under way, or starts one when there is none.
+#[inline]
+fn continues(under_way: Option<Message>, req: &Request) -> bool {
+    match under_way {
+        None => req.offset == 0,
+        Some(m) => m.op == req.op && m.total == req.total && m.next == req.offset,
+    }
+}
+
+/// Refuses READs and atomics at a queue pair that keeps no resources for them.
+fn needs_read_resources(to: Target) -> Result<(), Refusal> {
+    if to.reads > 0 { Ok(()) } else { Err(INVALID) }
 }
 
 /// Whether a burst's numbers fit together: nothing that a peer wrote is taken on trust.

@@ -61,6 +61,12 @@ impl Sched {
         Some(next)
     }
 
+    /// Whether no queue pair has work or waits for a time.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ready_len == 0 && self.timers.is_empty()
+    }
+
     pub(crate) fn ready_len(&self) -> usize {
         self.ready_len
     }

@@ -97,6 +97,12 @@ impl Window {
         if n < self.len { self.slots.get_mut(slot) } else { None }
     }
 
+    /// The request under way, if there is exactly one.
+    #[inline]
+    pub(crate) fn only(&mut self) -> Option<&mut Wqe> {
+        if self.len == 1 { self.slots.get_mut(self.head) } else { None }
+    }
+
     /// The slot that a next request would take. Call only when it is not full.
     #[inline]
     pub(crate) fn vacant(&mut self) -> &mut Wqe {

@@ -268,6 +268,13 @@ impl Host for Front {
     }
 
     #[inline]
+    fn sends_fetched(&mut self, qp_handle: u32) {
+        if let Some(QpRings { pages, send: Some(send), .. }) = get(&mut self.qps, qp_handle) {
+            send.show_head(pages, &mut self.reader);
+        }
+    }
+
+    #[inline]
     fn next_recv(&mut self, queue: RecvQueue, request: &mut RecvRequest) -> Fetch {
         match self.recv_ring(queue) {
             Some((ring, pages, reader)) => ring.next_recv(pages, reader, request),
@@ -281,6 +288,7 @@ impl Host for Front {
 
     #[inline]
     fn complete(&mut self, cq_handle: u32, completion: &Completion) -> Result<(), CqRefusal> {
+        self.sends_fetched(completion.qp_handle);
         // With RoCE v2, Linux looks the sender's GID up by what kind of packet it came in.
         let routed = completion.wc_flags & WC_GRH != 0 && self.version >= VERSION_ROCE_V2;
         let (more_flags, network_hdr_type) =

@@ -21,6 +21,8 @@ mod front;
 pub mod irq;
 mod pages;
 pub mod pci;
+#[cfg(test)]
+mod shown;
 mod uar;
 mod work;
 

@@ -1,9 +1,11 @@
 //! Send and receive rings: taking work requests out of client memory.
 //!
 //! The NIC's own head is the truth; the copy in the state page is for the client to see how much
-//! room it has. It is published with each request taken, so that whoever sees a completion also
-//! sees the slot free: stock drivers go by the ring alone, and one that just got a completion from
-//! a full ring posts again at once.
+//! room it has. It is shown before each completion, so that whoever sees a completion also sees the
+//! slot free: stock drivers go by the ring alone, and one that just got a completion from a full
+//! ring posts again at once. Otherwise a send ring's is shown when no more is fetched for now: it
+//! shares its cache line with the tail, so that to show it takes the line from the client, and
+//! whatever the NIC stores next (a short message) would wait for that.
 
 use holdfast_wire::ring::RingSize;
 use holdfast_wire::wqe::{
@@ -19,6 +21,8 @@ use crate::memory::{Fault, Reader, Span};
 pub struct WorkRing {
     // Next index to take.
     head: u32,
+    // What the client was shown of it.
+    shown: u32,
     // The client's tail as last read; between head and it, slots can be taken without looking.
     tail: u32,
     size: RingSize,
@@ -28,6 +32,23 @@ pub struct WorkRing {
     stride: usize,
     max_sge: u32,
     max_inline: u32,
+}
+
+/// Inline payload up to this is copied by way of so little memory that clearing that costs nothing.
+const SHORT_INLINE: usize = 32;
+
+/// Takes `len` bytes of inline payload, which are at most `N`.
+#[inline]
+fn take_inline<const N: usize>(
+    payload: &Span,
+    len: usize,
+    request: &mut SendRequest,
+) -> Result<(), Fault> {
+    let mut bytes = [0; N];
+    payload.read(&mut bytes[..len])?;
+    // Fits: `N` is at most what there is room for.
+    let _ = request.inline.try_extend_from_slice(&bytes[..len]);
+    Ok(())
 }
 
 /// Why a slot could not be taken.
@@ -67,7 +88,7 @@ impl WorkRing {
         max_sge: u32,
         max_inline: u32,
     ) -> Self {
-        Self { head: 0, tail: 0, size, state, first_page, stride, max_sge, max_inline }
+        Self { head: 0, shown: 0, tail: 0, size, state, first_page, stride, max_sge, max_inline }
     }
 
     /// Number of pages that the slots take.
@@ -83,7 +104,7 @@ impl WorkRing {
         let tail = state.load_u32(self.state).map_err(|_| gone)?;
         let at = if self.size.is_valid(tail) { tail } else { 0 };
         state.store_u32(self.state + 4, at).map_err(|_| gone)?;
-        (self.head, self.tail) = (at, at);
+        (self.head, self.shown, self.tail) = (at, at, at);
         Ok(())
     }
 
@@ -93,6 +114,12 @@ impl WorkRing {
         if let Ok(state) = pages.page(reader, 0) {
             state.prefetch(self.state);
         }
+        self.prefetch_slot(pages, reader);
+    }
+
+    /// Asks the cache for the next slot, as much of it as a short request takes.
+    #[inline]
+    fn prefetch_slot(&self, pages: &mut QueuePages, reader: &mut Reader) {
         let slot = self.size.slot(self.head);
         if let Ok(span) = pages.slot(reader, self.first_page, self.stride, slot) {
             span.prefetch(0);
@@ -123,7 +150,7 @@ impl WorkRing {
         self.size.queued(tail, self.head).unwrap_or(0)
     }
 
-    #[inline]
+    #[inline(always)]
     fn next_slot(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> Result<Span, Stop> {
         if self.tail == self.head {
             let state = pages.page(reader, 0).map_err(Stop::Miss)?;
@@ -139,17 +166,15 @@ impl WorkRing {
         pages.slot(reader, self.first_page, self.stride, slot).map_err(Stop::Miss)
     }
 
+    /// Shows the client which slots were taken, unless it was shown.
     #[inline]
-    fn publish(&self, state: &Span) {
+    pub fn show_head(&mut self, pages: &mut QueuePages, reader: &mut Reader) {
         // A vanished page is found by the next look at the tail.
-        let _ = state.store_u32(self.state + 4, self.head);
-    }
-
-    #[inline]
-    fn taken(&mut self, pages: &mut QueuePages, reader: &mut Reader) {
-        self.head = self.size.next(self.head);
-        if let Ok(state) = pages.page(reader, 0) {
-            self.publish(&state);
+        if self.shown != self.head
+            && let Ok(state) = pages.page(reader, 0)
+            && state.store_u32(self.state + 4, self.head).is_ok()
+        {
+            self.shown = self.head;
         }
     }
 
@@ -174,11 +199,11 @@ impl WorkRing {
         let Ok(fetch) = parse(self, &slot) else {
             return Fetch::Miss(self.slot_miss(pages));
         };
-        self.taken(pages, reader);
+        self.head = self.size.next(self.head);
         fetch
     }
 
-    /// Takes the next send request.
+    /// Takes the next send request. [`WorkRing::show_head`] is to be called later.
     #[inline]
     pub fn next_send(
         &mut self,
@@ -186,7 +211,12 @@ impl WorkRing {
         reader: &mut Reader,
         request: &mut SendRequest,
     ) -> Fetch {
-        self.take(pages, reader, |ring, slot| ring.parse_send(slot, request))
+        let fetch = self.take(pages, reader, |ring, slot| ring.parse_send(slot, request));
+        if self.tail != self.head {
+            // The client has written it, and this side has a payload to copy meanwhile.
+            self.prefetch_slot(pages, reader);
+        }
+        fetch
     }
 
     #[inline]
@@ -206,10 +236,11 @@ impl WorkRing {
             if header.total_len > self.max_inline || len > MAX_INLINE || len > payload.len() {
                 return Ok(Fetch::Malformed);
             }
-            let mut bytes = [0; MAX_INLINE];
-            payload.read(&mut bytes[..len])?;
-            // Fits: `len` was checked.
-            let _ = request.inline.try_extend_from_slice(&bytes[..len]);
+            if len <= SHORT_INLINE {
+                take_inline::<SHORT_INLINE>(&payload, len, request)?;
+            } else {
+                take_inline::<MAX_INLINE>(&payload, len, request)?;
+            }
             return Ok(Fetch::Got);
         }
         if header.num_sge > self.max_sge {
@@ -232,7 +263,9 @@ impl WorkRing {
         reader: &mut Reader,
         request: &mut RecvRequest,
     ) -> Fetch {
-        self.take(pages, reader, |ring, slot| ring.parse_recv(slot, request))
+        let fetch = self.take(pages, reader, |ring, slot| ring.parse_recv(slot, request));
+        self.show_head(pages, reader);
+        fetch
     }
 
     #[inline]
