@@ -51,3 +51,21 @@ pub const LIBRARY_WRITE_ONE: Figure =
 /// A batch through the library.
 pub const LIBRARY_WRITE_BATCH: Figure =
     Figure { function: "library_write_batch", counted: 968, most: None };
+
+/// Requests of a batch that the emulated NIC serves in one round.
+pub const NIC_BATCH: u64 = 32;
+/// Pairs of queue pairs of a NIC that has many.
+pub const MANY_PAIRS: usize = 32;
+
+/// The emulated NIC's round that finds one 8-byte WRITE: all of it, to the completion.
+pub const NIC_ONE: Figure = Figure { function: "nic_rounds", counted: 3369, most: None };
+/// The same with a batch.
+pub const NIC_WRITE_BATCH: Figure = Figure { function: "nic_rounds", counted: 56008, most: None };
+/// The round that finds one WRITE whose 8 bytes lie in the ring.
+pub const NIC_INLINE: Figure = Figure { function: "nic_rounds", counted: 3251, most: None };
+/// Rounds with nothing to do, as many as lie between two looks at the clock: two queue pairs.
+pub const NIC_IDLE: Figure = Figure { function: "nic_rounds", counted: 5920, most: None };
+/// The same with 64 queue pairs.
+pub const NIC_IDLE_MANY: Figure = Figure { function: "nic_rounds", counted: 7616, most: None };
+/// All rounds that one WRITE causes with 64 queue pairs, the search for lost doorbells included.
+pub const NIC_SCAN: Figure = Figure { function: "nic_until_idle", counted: 14809, most: None };

@@ -1,5 +1,5 @@
 //! Instructions of the fast path, counted by callgrind: posting, ringing and polling, on real ring
-//! memory and doorbell pages that are mapped.
+//! memory and doorbell pages that are mapped; and the emulated NIC's rounds, which serve them.
 //!
 //! What is counted is one call of a function in [`measured`], all of it: entry and exit as well as
 //! what the driver inlines into it. Instruction counts do not depend on the machine's load, so
@@ -14,6 +14,7 @@
 
 mod figures;
 mod measured;
+mod nic;
 mod rig;
 
 #[path = "../../driver/tests/fake/mod.rs"]
@@ -23,6 +24,7 @@ use gungraun::prelude::*;
 use gungraun::{Callgrind, CallgrindMetrics, EntryPoint, EventKind};
 
 use figures::*;
+use nic::Nic;
 use rig::{Driver, Library};
 
 /// Counts the function that a figure is about, and holds it to its limit.
@@ -81,6 +83,39 @@ fn library_write_batch(mut rig: Box<Library>) -> Box<Library> {
     rig
 }
 
+#[library_benchmark(setup = Nic::with_writes)]
+#[bench::one(args = (1, 1), config = hold(NIC_ONE))]
+#[bench::batch(args = (1, NIC_BATCH), config = hold(NIC_WRITE_BATCH))]
+fn nic_write(nic: &'static mut Nic) -> &'static mut Nic {
+    assert!(measured::nic_rounds(&mut nic.processor, 1));
+    assert!(nic.completed() > 0);
+    nic
+}
+
+#[library_benchmark(setup = Nic::with_inline)]
+#[bench::one(args = (1), config = hold(NIC_INLINE))]
+fn nic_write_inline(nic: &'static mut Nic) -> &'static mut Nic {
+    assert!(measured::nic_rounds(&mut nic.processor, 1));
+    assert_eq!(nic.completed(), 1);
+    nic
+}
+
+#[library_benchmark(setup = Nic::new)]
+#[bench::one_pair(args = (1), config = hold(NIC_IDLE))]
+#[bench::many_pairs(args = (MANY_PAIRS), config = hold(NIC_IDLE_MANY))]
+fn nic_idle(nic: &'static mut Nic) -> &'static mut Nic {
+    assert!(!measured::nic_rounds(&mut nic.processor, nic::CLOCK_ROUNDS));
+    nic
+}
+
+#[library_benchmark(setup = Nic::with_writes)]
+#[bench::many_pairs(args = (MANY_PAIRS, 1), config = hold(NIC_SCAN))]
+fn nic_until_idle(nic: &'static mut Nic) -> &'static mut Nic {
+    assert!(measured::nic_until_idle(&mut nic.processor) > 1);
+    assert_eq!(nic.completed(), 1);
+    nic
+}
+
 library_benchmark_group!(
     name = fast_path,
     benchmarks = [
@@ -92,4 +127,8 @@ library_benchmark_group!(
         library_write_batch
     ]
 );
-main!(library_benchmark_groups = fast_path);
+library_benchmark_group!(
+    name = nic_path,
+    benchmarks = [nic_write, nic_write_inline, nic_idle, nic_until_idle]
+);
+main!(library_benchmark_groups = [fast_path, nic_path]);

@@ -4,6 +4,7 @@
 use holdfast::{Completion, CompletionQueue, QueuePair, Remote, SendFlags, Slice};
 use holdfast_driver::wire::wqe::Sge;
 use holdfast_driver::{Error, SendQueue};
+use holdfast_nic::processor::Processor;
 
 const SIGNALED: SendFlags = SendFlags::SIGNALED;
 
@@ -68,4 +69,20 @@ pub fn library_write_batch(
     let posted = (0..count).all(|id| queue.write(id, &[local], remote, SIGNALED).is_ok());
     queue.ring_sends();
     posted
+}
+
+/// So many rounds of the emulated NIC's processor.
+#[inline(never)]
+pub fn nic_rounds(processor: &mut Processor, rounds: u64) -> bool {
+    (0..rounds).fold(false, |busy, _| processor.turn().busy | busy)
+}
+
+/// Rounds of the emulated NIC's processor until it finds no more to do: how many.
+#[inline(never)]
+pub fn nic_until_idle(processor: &mut Processor) -> u64 {
+    let mut rounds = 1;
+    while processor.turn().busy {
+        rounds += 1;
+    }
+    rounds
 }

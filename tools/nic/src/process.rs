@@ -93,7 +93,7 @@ pub struct NicProcess {
     backends: Vec<Arc<Mutex<NicBackend>>>,
     with_socket: usize,
     servers: Mutex<Vec<JoinHandle<()>>>,
-    processor: Option<JoinHandle<()>>,
+    processor: Option<JoinHandle<Option<Processor>>>,
 }
 
 impl NicProcess {
@@ -175,11 +175,7 @@ impl NicProcess {
         Ok(this)
     }
 
-    fn start_processor(
-        &mut self,
-        mut processor: Processor,
-        options: &NicOptions,
-    ) -> Result<(), Error> {
+    fn start_processor(&mut self, processor: Processor, options: &NicOptions) -> Result<(), Error> {
         let (mode, cpu) = (options.poll, options.cpu);
         let (pinned, was_pinned) = bounded(1);
         let bell = self.bell.clone();
@@ -187,17 +183,19 @@ impl NicProcess {
             let result = cpu.map_or(Ok(()), pin);
             let runs = result.is_ok();
             let _ = pinned.send(result);
-            if runs {
+            let mut kept = Some(processor).filter(|_| runs);
+            if let Some(processor) = &mut kept {
                 // Whoever waits for an answer must learn of the end, however it came.
                 let run = std::panic::AssertUnwindSafe(|| processor.run(mode));
                 if std::panic::catch_unwind(run).is_err() {
                     tracing::error!(
                         "the NIC's processor failed; its clients get errors from now on"
                     );
+                    kept = None;
                 }
             }
-            drop(processor);
             bell.close();
+            kept
         })?;
         self.processor = Some(thread);
         match (was_pinned.recv(), cpu) {
@@ -316,11 +314,18 @@ impl NicProcess {
                 tracing::error!("a server thread failed");
             }
         }
-        if let Some(processor) = self.processor.take() {
-            let _ = self.mail.send(Mail::Stop);
-            self.bell.ring();
-            let _ = processor.join();
-        }
+        self.take_processor();
+    }
+
+    /// Ends the processor's thread and gives its processor away, offline, to be stepped by hand.
+    /// Queues go on where they were, and doorbells in memory are heard; what clients ask for by
+    /// message (commands, registers) is refused from now on. `None` when it failed or was taken
+    /// before. Blocks until the thread has ended its round. For benchmarks and tests.
+    pub fn take_processor(&mut self) -> Option<Processor> {
+        let thread = self.processor.take()?;
+        let _ = self.mail.send(Mail::Stop);
+        self.bell.ring();
+        thread.join().ok().flatten()
     }
 }
 
@@ -336,7 +341,10 @@ fn limits() -> server::Limits {
     server::Limits { max_dma_maps: most.min(MAX_MAPPINGS as u32), ..server::Limits::default() }
 }
 
-fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+fn spawn<R: Send + 'static>(
+    name: &'static str,
+    run: impl FnOnce() -> R + Send + 'static,
+) -> Result<JoinHandle<R>, Error> {
     std::thread::Builder::new()
         .name(name.into())
         .spawn(run)
