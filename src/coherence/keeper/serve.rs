@@ -134,7 +134,9 @@ impl<F: Fence> Server<F> {
             self.watch(Instant::now());
         }
         let held = self.pins.iter().filter(|pin| !pin.is_let_go()).count();
-        self.see_it_end();
+        if held > 0 || !self.containers.is_empty() {
+            self.see_it_end();
+        }
         // A fence that fails is tried until it works: a layout operation that waits for ever is
         // better than one that frees blocks which a device still writes.
         while let Err(errno) = self.fence_all() {
@@ -152,11 +154,9 @@ impl<F: Fence> Server<F> {
     /// Waits until a driver whose socket is closed has ended, so that all its descriptors are: the
     /// kernel does not keep calls on a container apart from the end of its last group
     /// (`vfio_fops_unl_ioctl`, `vfio_group_detach_container`), and what the calls use would be
-    /// freed under them. A driver that holds nothing here may live on.
+    /// freed under them.
     fn see_it_end(&self) {
-        let Some(driver) = self.driver.as_ref().filter(|_| !self.containers.is_empty()) else {
-            return;
-        };
+        let Some(driver) = &self.driver else { return };
         let until = Instant::now() + ENDS_WITHIN;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             let mut fds = [PollFd::new(driver.as_fd(), PollFlags::POLLIN)];

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use holdfast::coherence::keeper::KeeperOptions;
 use holdfast::coherence::{Guard, GuardOptions, NotifierKind};
 use holdfast_lab_check::allocations;
 use nix::errno::Errno;
@@ -493,7 +494,10 @@ fn stop_tracing() -> Result<()> {
 }
 
 fn guard(notifiers: &[NotifierKind]) -> Result<Guard> {
-    let mut options = GuardOptions::default();
+    // Without KVM, and with an emulated NIC that is given each page by itself, a file's way to scrap
+    // may take longer than the keeper would wait for on a machine that works.
+    let keeper = KeeperOptions { deadline: PATIENCE, ..KeeperOptions::default() };
+    let mut options = GuardOptions { keeper: Some(keeper), ..GuardOptions::default() };
     if !notifiers.is_empty() {
         options.notifiers.kinds = notifiers.to_vec();
     }
