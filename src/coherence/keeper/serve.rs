@@ -134,7 +134,8 @@ impl<F: Fence> Server<F> {
             self.watch(Instant::now());
         }
         let held = self.pins.iter().filter(|pin| !pin.is_let_go()).count();
-        if held > 0 || !self.containers.is_empty() {
+        // One that lives on and has given its containers back has a right to be rid of its keeper.
+        if !self.containers.is_empty() || self.pins.iter().any(|pin| pin.mapping > 0) {
             self.see_it_end();
         }
         // A fence that fails is tried until it works: a layout operation that waits for ever is
