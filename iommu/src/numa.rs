@@ -3,7 +3,8 @@
 //! Memory on the node of the processor that reads it, or of the device that writes it, is nearer by
 //! some ten nanoseconds an access than that of another node. The kernel gives a file's pages from the
 //! node where they are first touched; [`crate::SharedMemory::on_node`] asks for another before they are
-//! (`mbind(2)`), and [`crate::SharedMemory::node`] says what was given. On a machine with one node there is nothing to choose.
+//! (`mbind(2)`), and [`crate::SharedMemory::node`] says what was given. On a machine with one node
+//! there is nothing to choose.
 #![allow(unsafe_code)]
 
 use std::fs;

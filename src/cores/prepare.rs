@@ -21,8 +21,8 @@ impl Default for CoreOptions {
     }
 }
 
-/// A thread that is prepared; by default one that nothing was done to. It stays on its thread, which is let go of its processor when this is
-/// dropped.
+/// A thread that is prepared; by default one that nothing was done to. It stays on its thread, which
+/// is let go of its processor when this is dropped.
 #[derive(Debug, Default)]
 pub struct Core {
     pinned: Option<Pinned>,
