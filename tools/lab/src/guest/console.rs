@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::process::ChildStdout;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
@@ -15,12 +17,20 @@ const END: &str = "@lab:end@";
 /// A thread that copies the console to us.
 pub struct Reader {
     thread: JoinHandle<String>,
+    spoke: Arc<AtomicBool>,
 }
 
 impl Reader {
     /// Starts copying `pipe` until its end.
     pub fn start(pipe: ChildStdout, console: Console) -> Self {
-        Self { thread: std::thread::spawn(move || copy(pipe, console)) }
+        let spoke = Arc::new(AtomicBool::new(false));
+        let heard = Arc::clone(&spoke);
+        Self { thread: std::thread::spawn(move || copy(pipe, console, &heard)), spoke }
+    }
+
+    /// Whether the console has said anything yet.
+    pub fn has_spoken(&self) -> bool {
+        self.spoke.load(Ordering::Relaxed)
     }
 
     /// Everything the console said; call it when QEMU has ended.
@@ -29,7 +39,7 @@ impl Reader {
     }
 }
 
-fn copy(mut pipe: ChildStdout, console: Console) -> String {
+fn copy(mut pipe: ChildStdout, console: Console, spoke: &AtomicBool) -> String {
     let mut filter = Filter::new(console);
     let mut all = Vec::new();
     let mut buffer = [0; 8192];
@@ -37,6 +47,7 @@ fn copy(mut pipe: ChildStdout, console: Console) -> String {
         if count == 0 {
             break;
         }
+        spoke.store(true, Ordering::Relaxed);
         all.extend(buffer[..count].iter().filter(|byte| **byte != b'\r'));
         let shown = filter.pass(&buffer[..count]);
         let mut stdout = std::io::stdout().lock();

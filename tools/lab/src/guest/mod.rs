@@ -59,6 +59,10 @@ pub enum Console {
     StreamAll,
 }
 
+/// A kernel says something within seconds, also without KVM. Now and then one does not, of some
+/// hundred: it hangs before it has a console.
+const SPEAKS_WITHIN: Duration = Duration::from_secs(120);
+
 /// How a guest's job ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -109,7 +113,8 @@ impl Machine {
         let settings = console::TerminalSettings::save();
         let mut child = Guarded::spawn(&mut command, terminal)?.named("the guest");
         let reader = child.take_output().0.map(|pipe| console::Reader::start(pipe, console));
-        let waited = self.wait(&mut child, console);
+        let waited =
+            hear(&mut child, reader.as_ref()).and_then(|()| self.wait(&mut child, console));
         drop(child);
         drop(settings);
         let text = reader.map(console::Reader::finish).unwrap_or_default();
@@ -159,4 +164,17 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// Waits until the console has said something, or QEMU has ended.
+fn hear(child: &mut Guarded, reader: Option<&console::Reader>) -> Result<()> {
+    let Some(reader) = reader else { return Ok(()) };
+    let start = Instant::now();
+    while !reader.has_spoken() && child.ended()?.is_none() && !process::interrupted() {
+        if start.elapsed() > SPEAKS_WITHIN {
+            bail!("the guest hangs: it has said nothing for {} s", SPEAKS_WITHIN.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
