@@ -27,6 +27,8 @@ use crate::random::Random;
 
 /// How long an operation may take; a loaded machine without KVM is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For how long an announcement is taken for the cause of what is found waiting, and a little longer.
+const ANNOUNCED: Duration = Duration::from_millis(2500);
 /// Steps after which all lists have found their sizes.
 const WARM_UP: u64 = 3;
 /// How long a canary is left to the peer at least.
@@ -134,6 +136,8 @@ impl Storm {
                 tracing = false;
                 self.causes = false;
                 stop_tracing()?;
+                // What was announced last explains a wait that nobody explains, for a while.
+                std::thread::sleep(ANNOUNCED);
             }
             let number = self.figures.steps;
             self.step().with_context(|| format!("step {number}, seed {}", self.plan.seed))?;
