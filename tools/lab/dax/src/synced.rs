@@ -23,7 +23,7 @@ const MOMENT: Duration = Duration::from_millis(30);
 pub fn run(report: &mut Report, folder: &Path, recent: bool) {
     if !recent {
         report.check("beside fsync, an operation goes past a pin of one huge page", || {
-            let past = passes(folder, 1, 200)?;
+            let past = passes(folder, 1, 1500)?;
             println!("     it did so in attempt {past:?}");
             ensure!(past.is_some(), "it never did: this kernel may need no pins of several pages");
             Ok(())
