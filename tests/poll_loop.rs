@@ -113,6 +113,21 @@ fn completions_that_were_taken_are_handled_by_the_next_run_whatever_ended_this_o
 }
 
 #[test]
+fn what_a_failing_handler_was_given_counts() {
+    let mut pair = Pair::new(support::any_setting(), 4096);
+    let remote = pair.b.at(0);
+    write(&mut pair.a, remote, 1).unwrap();
+    let mut poll = PollLoop::new();
+    poll.add(&mut pair.a.cq);
+    let ended: Result<(), Error> = poll.run(|step| match step {
+        Step::Completion { .. } => Err(Error::Guard("enough".to_owned())),
+        Step::Turn { .. } => Ok(Continue(())),
+    });
+    assert!(ended.is_err());
+    assert_eq!(poll.counts().completions, 1);
+}
+
+#[test]
 fn what_is_posted_last_is_rung_when_the_loop_ends() {
     let mut pair = Pair::with(support::any_setting(), 4096, Access::ALL, &coalesced());
     let (remote, a) = (pair.b.at(64), &mut pair.a);

@@ -152,25 +152,39 @@ impl<Q: BorrowMut<CompletionQueue>> PollLoop<Q> {
         handle: &mut impl FnMut(Step<'_>) -> Result<ControlFlow<T>, E>,
     ) -> Result<ControlFlow<T>, E> {
         let mut completions = 0;
+        let flow = self.poll_each(handle, &mut completions);
+        if !matches!(flow, Ok(ControlFlow::Continue(()))) {
+            self.turns.took(completions as u64);
+            return flow;
+        }
+        self.queue = 0;
+        self.turns.turn(completions as u64);
+        handle(Step::Turn { completions })
+    }
+
+    /// What remains of a turn up to its end; adds what it took, whatever ends it.
+    #[inline(always)]
+    fn poll_each<T, E: From<Error>>(
+        &mut self,
+        handle: &mut impl FnMut(Step<'_>) -> Result<ControlFlow<T>, E>,
+        completions: &mut usize,
+    ) -> Result<ControlFlow<T>, E> {
         while let Some(queue) = self.queues.get_mut(self.queue) {
             if self.handled == self.taken {
                 (self.handled, self.taken) = (0, 0);
                 self.taken = queue.borrow_mut().poll(&mut self.batch).map_err(Error::from)?;
-                completions += self.taken;
+                *completions += self.taken;
             }
             while let Some(completion) = self.batch[..self.taken].get(self.handled) {
                 self.handled += 1;
                 let flow = handle(Step::Completion { queue: self.queue, completion })?;
                 if flow.is_break() {
-                    self.turns.took(completions as u64);
                     return Ok(flow);
                 }
             }
             self.queue += 1;
         }
-        self.queue = 0;
-        self.turns.turn(completions as u64);
-        handle(Step::Turn { completions })
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Rings what waits for the next poll, and takes nothing.
