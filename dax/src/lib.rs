@@ -53,8 +53,8 @@ pub use identity::FileId;
 pub use kind::Kind;
 pub use memory::{Memory, Populate};
 pub use pin::{
-    AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, Sign, pages_to_pin, prove,
-    several_needed, touch_small_pages,
+    AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, Sign, others_to_pin, prove,
+    touch_small_pages,
 };
 pub use size::{SizeError, parse_size};
 pub use source::{Source, SourceError};

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use holdfast_dax::{Kind, allocated, pages_to_pin, touch_small_pages};
+use holdfast_dax::{Kind, allocated, others_to_pin, touch_small_pages};
 
 use super::event::{EventKind, Part};
 use super::file::{GuardedFile, Phase, State, publish};
@@ -199,11 +199,12 @@ fn settle(
             let at = at.checked_sub(offset);
             at.is_some_and(|at| parts.iter().any(|part| (part.start..part.end).contains(&at)))
         };
-        parts.last().map(|part| pages_to_pin(offset + part.end - PAGE, has))
+        let last = offset + parts.last()?.end - PAGE;
+        Some((last, others_to_pin(last, has)))
     });
     let pinned = file.lock().pin.is_some();
     let pin = match anchor.as_ref().filter(|_| needs_pin && !pinned) {
-        Some(offsets) => Some(shared.pin(file, offsets)?),
+        Some((offset, others)) => Some(shared.pin(file, *offset, others)?),
         None => None,
     };
     let mut permits = Vec::with_capacity(regions.len());

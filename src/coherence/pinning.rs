@@ -58,13 +58,13 @@ impl Shared {
         }
     }
 
-    /// Takes a pin by the pages of the file at `offsets`, which must have blocks, and has the
-    /// keeper hold it as well. Blocks while an operation changes the layout; the caller holds no
+    /// Takes a pin by the page of the file at `offset`, which must have a block, and by others, and
+    /// has the keeper hold it as well. Blocks while an operation changes the layout; the caller holds no
     /// lock.
-    pub fn pin(&self, file: &GuardedFile, offsets: &[u64]) -> Result<Arc<HeldPin>> {
+    pub fn pin(&self, file: &GuardedFile, offset: u64, others: &[u64]) -> Result<Arc<HeldPin>> {
         let none = || Error::Guard("anonymous memory needs no pin".to_owned());
         let since = Instant::now();
-        let pin = Pin::take_several(file.fd.as_ref().ok_or_else(none)?.as_fd(), offsets)?;
+        let pin = Pin::take_several(file.fd.as_ref().ok_or_else(none)?.as_fd(), offset, others)?;
         Ok(Arc::new(HeldPin::new(pin, since, self.keeping.keeper())?))
     }
 

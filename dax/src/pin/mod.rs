@@ -27,7 +27,7 @@
 //! unlinked file frees its blocks on Linux 6.1 and 6.12, wherefore a pin keeps the file open.
 //!
 //! Before Linux 6.15 a page that is just being written back is not seen either, and a pin needs several
-//! pages ([`Pin::take_several`], [`pages_to_pin`]).
+//! pages ([`Pin::take_several`], [`others_to_pin`]).
 //!
 //! [`prove`] shows on a scratch file that all this is true of a mount. An [`AdoptedPin`] is a copy
 //! of a pin in another process, which outlives the one that took it.
@@ -41,5 +41,5 @@ mod take;
 
 pub use adopt::{AdoptedPin, OwnedPinParts};
 pub use prove::{Proof, ProofFailure, prove};
-pub use several::{pages_to_pin, several_needed, touch_small_pages};
+pub use several::{others_to_pin, touch_small_pages};
 pub use take::{Pin, PinParts, Sign};

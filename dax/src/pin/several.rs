@@ -24,7 +24,7 @@ const EACH: u64 = 8;
 const PAGE: u64 = 4096;
 
 /// Whether this kernel wants several pages pinned.
-pub fn several_needed() -> bool {
+fn several_needed() -> bool {
     static NEEDED: OnceLock<bool> = OnceLock::new();
     *NEEDED.get_or_init(|| {
         let release = uname().map(|name| name.release().to_string_lossy().into_owned());
@@ -38,18 +38,18 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// The pages of a file to pin it by: the last one of those that `has`, at `last`, and where this
-/// kernel wants several, the small pages before it and one of each huge page before that. Offsets in
-/// bytes; the first is `last`.
-pub fn pages_to_pin(last: u64, has: impl Fn(u64) -> bool) -> Vec<u64> {
-    if several_needed() { several(last, has) } else { vec![last] }
+/// The pages to pin a file by beside the last one that it `has`, which is at `last`: none, or where
+/// this kernel wants several, the small pages before it and one of each huge page before that.
+/// Offsets in bytes.
+pub fn others_to_pin(last: u64, has: impl Fn(u64) -> bool) -> Vec<u64> {
+    if several_needed() { before(last, has) } else { Vec::new() }
 }
 
-fn several(last: u64, has: impl Fn(u64) -> bool) -> Vec<u64> {
+fn before(last: u64, has: impl Fn(u64) -> bool) -> Vec<u64> {
     let small = (1..EACH).map(|n| n * PAGE);
     let huge = (1..EACH).map(|n| n * GRANULE);
     let before = small.chain(huge).filter_map(|distance| last.checked_sub(distance));
-    [last].into_iter().chain(before.filter(|offset| has(*offset))).collect()
+    before.filter(|offset| has(*offset)).collect()
 }
 
 /// Where this kernel wants several pages pinned: faults the small pages among them in, those of
@@ -78,11 +78,11 @@ mod tests {
     #[test]
     fn neighbours_are_pinned_small_and_huge() {
         let last = 5 * GRANULE - PAGE;
-        let pages = several(last, |_| true);
-        assert_eq!(pages[..3], [last, last - PAGE, last - 2 * PAGE]);
-        assert_eq!(pages[8..], [1, 2, 3, 4].map(|n| last - n * GRANULE));
-        assert_eq!(several(PAGE, |_| true), [PAGE, 0]);
-        assert_eq!(several(last, |offset| offset < GRANULE), [last, last - 4 * GRANULE]);
+        let pages = before(last, |_| true);
+        assert_eq!(pages[..2], [last - PAGE, last - 2 * PAGE]);
+        assert_eq!(pages[7..], [1, 2, 3, 4].map(|n| last - n * GRANULE));
+        assert_eq!(before(PAGE, |_| true), [0]);
+        assert_eq!(before(last, |offset| offset < GRANULE), [last - 4 * GRANULE]);
     }
 
     #[test]

@@ -79,11 +79,11 @@ impl Pin {
     /// Before Linux 6.15 one page is not enough where somebody syncs the file: see
     /// [`Self::take_several`].
     pub fn take(file: BorrowedFd<'_>, file_offset: u64) -> Result<Self> {
-        Self::take_several(file, &[file_offset])
+        Self::take_several(file, file_offset, &[])
     }
 
-    /// Pins the file by several of its pages; the first one's entry is the guard page, and must be
-    /// there. Others that are beyond the file's end by now, or for which the pipe has no room
+    /// Pins the file by the page at `file_offset`, as [`Self::take`] does, and by others: those that
+    /// are beyond the file's end by now, or for which the pipe has no room
     /// (fs.pipe-user-pages-soft), are left out.
     ///
     /// Linux before 6.15 does not look at a page that is just being written back when it looks for
@@ -95,9 +95,8 @@ impl Pin {
     /// are written back together, and count as one.
     ///
     /// # Errors
-    /// As for [`Self::take`]; no offsets at all are [`Error::Pin`] with EINVAL.
-    pub fn take_several(file: BorrowedFd<'_>, offsets: &[u64]) -> Result<Self> {
-        let file_offset = offsets.first().copied().unwrap_or(u64::MAX);
+    /// As for [`Self::take`].
+    pub fn take_several(file: BorrowedFd<'_>, file_offset: u64, others: &[u64]) -> Result<Self> {
         let id = FileId::of(file).map_err(Error::identity)?;
         let failed = |call, hint| {
             move |errno| Error::Pin { call, file: id, offset: file_offset, hint, errno }
@@ -115,8 +114,8 @@ impl Pin {
             "mmap",
             "the file must be open for reading and writing, and the offset a multiple of the page",
         ))?;
-        let pipe =
-            Pipe::new(offsets.len()).map_err(failed("pipe2", "raise the limit on open files"))?;
+        let pipe = Pipe::new(1 + others.len())
+            .map_err(failed("pipe2", "raise the limit on open files"))?;
         let mut tries = 0;
         let pinned = loop {
             tries += 1;
@@ -127,22 +126,14 @@ impl Pin {
                 "MADV_POPULATE_WRITE",
                 "is the page before the end of the file, and is there room on the file system?",
             ))?;
-            match put(&guard, &pagemap, &pipe) {
-                Ok(Put::In(entry))
-                    if further(
-                        file.as_fd(),
-                        offsets.get(1..).unwrap_or_default(),
-                        &pagemap,
-                        &pipe,
-                    ) =>
-                {
-                    break entry;
-                }
-                Ok(Put::In(_) | Put::Moved) => {}
-                Err((call, errno)) => {
-                    let hint = "is /proc mounted? are pipes restricted (fs.pipe-user-pages-hard)?";
-                    return Err(failed(call, hint)(errno));
-                }
+            let put = put(&guard, &pagemap, &pipe).map_err(|(call, errno)| {
+                let hint = "is /proc mounted? are pipes restricted (fs.pipe-user-pages-hard)?";
+                failed(call, hint)(errno)
+            })?;
+            if let Some(entry) = put
+                && put_others(file.as_fd(), others, &pagemap, &pipe)
+            {
+                break entry;
             }
             // Gone already: an operation waits, and finds nothing to wait for now.
             let _ = guard.forget();
@@ -234,35 +225,32 @@ impl Pin {
     }
 }
 
-/// What became of a page that was to be pinned.
-enum Put {
-    /// It is in the pipe, and this is where it is.
-    In(Entry),
-    /// It moved meanwhile: whatever the pipe got may be another one.
-    Moved,
-}
-
-/// Puts a page that was populated into the pipe.
+/// Puts a page that was populated into the pipe and says where it is; `None` when it moved
+/// meanwhile, and whatever the pipe got may be another one.
 ///
 /// vmsplice faults a page in that was taken out just before it, for reading: what it holds then may
 /// be a hole's zero page or another block. The same address before and after is the populated one.
-fn put(page: &Guard, pagemap: &Pagemap, pipe: &Pipe) -> Result<Put, (&'static str, Errno)> {
+fn put(
+    page: &Guard,
+    pagemap: &Pagemap,
+    pipe: &Pipe,
+) -> Result<Option<Entry>, (&'static str, Errno)> {
     let entry = || page.entry(pagemap).map_err(|errno| ("pagemap", errno));
     let before = entry()?;
     if before == Entry::Absent {
-        return Ok(Put::Moved);
+        return Ok(None);
     }
     match pipe.put(page.page(), page.len()) {
         Ok(()) => {}
         // The page is past the end of the file by now: populating says so.
-        Err(Errno::EFAULT) => return Ok(Put::Moved),
+        Err(Errno::EFAULT) => return Ok(None),
         Err(errno) => return Err(("vmsplice", errno)),
     }
-    Ok(if entry()? == before { Put::In(before) } else { Put::Moved })
+    Ok((entry()? == before).then_some(before))
 }
 
-/// Puts further pages into the pipe, where that can be; `false` when one moved meanwhile.
-fn further(file: BorrowedFd<'_>, offsets: &[u64], pagemap: &Pagemap, pipe: &Pipe) -> bool {
+/// Puts other pages into the pipe, where that can be; `false` when one moved meanwhile.
+fn put_others(file: BorrowedFd<'_>, offsets: &[u64], pagemap: &Pagemap, pipe: &Pipe) -> bool {
     for offset in offsets {
         let Ok(page) = Guard::map(file, *offset, pagemap.page_size() as usize) else { continue };
         // Beyond the end by now, or no room for a block.
@@ -270,8 +258,8 @@ fn further(file: BorrowedFd<'_>, offsets: &[u64], pagemap: &Pagemap, pipe: &Pipe
             continue;
         }
         match put(&page, pagemap, pipe) {
-            Ok(Put::In(_)) => {}
-            Ok(Put::Moved) => return false,
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
             // The pipe is full: it may not be as long as was asked for.
             Err(_) => return true,
         }

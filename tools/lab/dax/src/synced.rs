@@ -47,7 +47,7 @@ fn passes(folder: &Path, pages: u64, attempts: u32) -> Result<Option<u32>> {
     fallocate(&files.file, FallocateFlags::empty(), 0, len as i64)?;
     let offsets: Vec<u64> = (0..pages).map(|page| page * GRANULE).collect();
     let memory = Memory::open(&Source::fs_dax(&files.path), 0, Populate::Yes)?;
-    let mut pin = Pin::take_several(files.file.as_fd(), &offsets)?;
+    let mut pin = Pin::take_several(files.file.as_fd(), offsets[0], &offsets[1..])?;
     let blocks = files.file.metadata()?.blocks();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
