@@ -183,13 +183,11 @@ impl Field {
 
     /// For each page of the region's file, whether it has a block.
     pub fn blocks(&self) -> Result<Vec<bool>> {
-        let file = File::open(self.path("region"))?;
-        let end = file.metadata()?.len().next_multiple_of(PAGE).min(self.size);
         let mut pages = vec![false; (self.size / PAGE) as usize];
-        for segment in layout(file.as_fd(), 0, end)? {
-            let first = (segment.offset / PAGE) as usize;
-            let last = (segment.end().min(end)).div_ceil(PAGE) as usize;
-            pages[first..last.max(first)].fill(true);
+        for segment in self.segments()? {
+            let last = (segment.end().min(self.size)).div_ceil(PAGE) as usize;
+            let first = ((segment.offset / PAGE) as usize).min(last);
+            pages[first..last].fill(true);
         }
         Ok(pages)
     }

@@ -13,6 +13,7 @@ mod driver;
 mod ends;
 mod field;
 mod figures;
+mod guarding;
 mod hands;
 mod killing;
 mod ledger;

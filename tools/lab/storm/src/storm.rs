@@ -5,12 +5,11 @@
 //! canary is compared, and compared again before it is removed. In the end the file gets its size
 //! and blocks back, the region has to be whole again, and the books of the events are closed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use holdfast::coherence::keeper::KeeperOptions;
-use holdfast::coherence::{Guard, GuardOptions, NotifierKind};
+use holdfast::coherence::{Guard, NotifierKind};
 use holdfast_lab_check::allocations;
 use nix::errno::Errno;
 
@@ -19,6 +18,7 @@ use crate::choice;
 use crate::ends::Ends;
 use crate::field::Field;
 use crate::figures::{FailedIn, Figures, Times};
+use crate::guarding;
 use crate::hands::{Done, Hands};
 use crate::ledger::Ledger;
 use crate::operation::{Kind, Operation};
@@ -27,8 +27,6 @@ use crate::random::Random;
 
 /// How long an operation may take; a loaded machine without KVM is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// For how long an announcement is taken for the cause of what is found waiting, and a little longer.
-const ANNOUNCED: Duration = Duration::from_millis(2500);
 /// Steps after which all lists have found their sizes.
 const WARM_UP: u64 = 3;
 /// How long a canary is left to the peer at least.
@@ -77,7 +75,8 @@ impl Storm {
         let field = Field::lay_out(&plan.folder, plan.size).context("laying out the files")?;
         // Its descriptor is older than the registration.
         let early = Hands::process("an earlier process", &plan.folder)?;
-        let guard = if plan.guarded { Some(guard(&plan.notifiers)?) } else { None };
+        let guard =
+            if plan.guarded { Some(guarding::start(&plan.notifiers, PATIENCE)?) } else { None };
         let events = guard.as_ref().map(Guard::events).transpose()?;
         let ends = Ends::open(&plan, &field.path("region"), guard.as_ref())?;
         let late = Hands::process("a later process", &plan.folder)?;
@@ -135,9 +134,7 @@ impl Storm {
             if tracing && start.elapsed() > self.plan.time / 2 {
                 tracing = false;
                 self.causes = false;
-                stop_tracing()?;
-                // What was announced last explains a wait that nobody explains, for a while.
-                std::thread::sleep(ANNOUNCED);
+                guarding::stop_tracing()?;
             }
             let number = self.figures.steps;
             self.step().with_context(|| format!("step {number}, seed {}", self.plan.seed))?;
@@ -480,33 +477,4 @@ impl Storm {
 
 fn causes_of(operations: &[Operation]) -> Vec<&'static str> {
     operations.iter().flat_map(|operation| operation.kind.causes()).copied().collect()
-}
-
-/// Switches the kprobe notifier's tracing instances off.
-fn stop_tracing() -> Result<()> {
-    let instances = Path::new("/sys/kernel/tracing/instances");
-    let mut stopped = 0;
-    for instance in instances.read_dir().with_context(|| instances.display().to_string())? {
-        let instance = instance?;
-        if instance.file_name().to_string_lossy().starts_with("holdfast-") {
-            std::fs::write(instance.path().join("tracing_on"), "0")?;
-            stopped += 1;
-        }
-    }
-    ensure!(stopped > 0, "no tracing instance in {}", instances.display());
-    Ok(())
-}
-
-fn guard(notifiers: &[NotifierKind]) -> Result<Guard> {
-    // Without KVM, and with an emulated NIC that is given each page by itself, a file's way to scrap
-    // may take longer than the keeper would wait for on a machine that works.
-    let keeper = KeeperOptions { deadline: PATIENCE, ..KeeperOptions::default() };
-    let mut options = GuardOptions { keeper: Some(keeper), ..GuardOptions::default() };
-    if !notifiers.is_empty() {
-        options.notifiers.kinds = notifiers.to_vec();
-    }
-    let guard = Guard::start(options)?;
-    let in_force: Vec<_> = guard.statement().in_force().map(NotifierKind::name).collect();
-    println!("notifiers in force: {}", in_force.join(", "));
-    Ok(guard)
 }
