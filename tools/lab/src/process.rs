@@ -91,21 +91,40 @@ impl Guarded {
         self.child.try_wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
-    /// Waits until it ends, an interrupt, or `limit`; kills it in the last two cases.
+    /// Waits until it ends; fails at an interrupt or after `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.ended()? {
                 return Ok(status);
             }
-            if interrupted() {
-                bail!("{} stopped", self.name);
-            }
-            if start.elapsed() > limit {
-                bail!("{} did not end within {} s", self.name, limit.as_secs());
-            }
-            std::thread::sleep(Duration::from_millis(20));
+            self.tick("end", start, limit)?;
         }
+    }
+
+    /// Waits until it ended or did something (`what`, in words); fails as [`Guarded::wait`] does.
+    pub fn wait_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        did: impl Fn() -> bool,
+    ) -> Result<()> {
+        let start = Instant::now();
+        while !did() && self.ended()?.is_none() {
+            self.tick(what, start, limit)?;
+        }
+        Ok(())
+    }
+
+    fn tick(&self, what: &str, start: Instant, limit: Duration) -> Result<()> {
+        if interrupted() {
+            bail!("{} stopped", self.name);
+        }
+        if start.elapsed() > limit {
+            bail!("{} did not {what} within {} s", self.name, limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(())
     }
 }
 

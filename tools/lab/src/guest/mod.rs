@@ -113,8 +113,7 @@ impl Machine {
         let settings = console::TerminalSettings::save();
         let mut child = Guarded::spawn(&mut command, terminal)?.named("the guest");
         let reader = child.take_output().0.map(|pipe| console::Reader::start(pipe, console));
-        let waited =
-            hear(&mut child, reader.as_ref()).and_then(|()| self.wait(&mut child, console));
+        let waited = self.wait(&mut child, console, reader.as_ref());
         drop(child);
         drop(settings);
         let text = reader.map(console::Reader::finish).unwrap_or_default();
@@ -156,7 +155,15 @@ impl Machine {
         Ok(Outcome { status, console: text, out, qemu_log, nic_log, seconds })
     }
 
-    fn wait(&self, child: &mut Guarded, console: Console) -> Result<()> {
+    fn wait(
+        &self,
+        child: &mut Guarded,
+        console: Console,
+        reader: Option<&console::Reader>,
+    ) -> Result<()> {
+        if let Some(reader) = reader {
+            child.wait_until("say anything", SPEAKS_WITHIN, || reader.has_spoken())?;
+        }
         let limit = if console == Console::Interactive { Duration::MAX } else { self.limit };
         let status = child.wait(limit)?;
         if !nic::may_end_so(&self.nics, status) {
@@ -164,17 +171,4 @@ impl Machine {
         }
         Ok(())
     }
-}
-
-/// Waits until the console has said something, or QEMU has ended.
-fn hear(child: &mut Guarded, reader: Option<&console::Reader>) -> Result<()> {
-    let Some(reader) = reader else { return Ok(()) };
-    let start = Instant::now();
-    while !reader.has_spoken() && child.ended()?.is_none() && !process::interrupted() {
-        if start.elapsed() > SPEAKS_WITHIN {
-            bail!("the guest hangs: it has said nothing for {} s", SPEAKS_WITHIN.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
