@@ -23,8 +23,6 @@ const HUGE_PAGE: u64 = 2 << 20;
 
 /// `madvise(2)`, since Linux 6.1; works whatever is configured for transparent huge pages.
 const MADV_COLLAPSE: libc::c_int = 25;
-/// `madvise(2)`, since Linux 5.14.
-const MADV_POPULATE_WRITE: libc::c_int = 23;
 
 /// What memory consists of, the worst for the TLB first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -168,7 +166,7 @@ impl SharedMemory {
     /// Has the mapping know all pages of the file, so that no first touch is a fault. A kernel that
     /// cannot do so (before 5.14) goes on without: the pages are there, and cost a fault each.
     fn populate(&self) {
-        self.advise(MADV_POPULATE_WRITE);
+        self.advise(libc::MADV_POPULATE_WRITE);
     }
 
     fn advise(&self, advice: libc::c_int) -> bool {

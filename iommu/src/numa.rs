@@ -30,20 +30,20 @@ pub fn nodes() -> Vec<u32> {
 
 fn nodes_under(root: &Path) -> Vec<u32> {
     let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-    let mut nodes = list(text("sys/devices/system/node/has_memory").trim());
+    let mut nodes = list(&text("sys/devices/system/node/has_memory"));
     let status = text("proc/self/status");
     let allowed = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:"));
-    if let Some(allowed) = allowed.map(|text| list(text.trim())) {
+    if let Some(allowed) = allowed.map(list) {
         nodes.retain(|node| allowed.contains(node));
     }
     nodes
 }
 
-/// A list as sysfs has them: `0-2,5`.
-fn list(text: &str) -> Vec<u32> {
+/// The numbers of a list as sysfs has them, of nodes or processors: `0-2,5`.
+pub fn list(text: &str) -> Vec<u32> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse().ok()?..=last.parse().ok()?)
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
     };
     text.split(',').filter_map(range).flatten().collect()
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use holdfast_iommu::numa;
 use serde::Serialize;
 
 /// Whether something costs latency.
@@ -72,11 +73,7 @@ fn unknown(name: &'static str, found: impl Into<String>) -> Check {
 
 /// Processors of a list such as `0-3,5`.
 fn list(text: &str) -> Vec<usize> {
-    let range = |part: &str| {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        Some(from.trim().parse().ok()?..=to.trim().parse::<usize>().ok()?)
-    };
-    text.split(',').filter_map(range).flatten().collect()
+    numa::list(text).into_iter().map(|cpu| cpu as usize).collect()
 }
 
 impl Files<'_> {

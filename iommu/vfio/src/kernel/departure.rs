@@ -34,7 +34,7 @@ pub(super) struct Departure {
 
 impl Departure {
     pub(super) fn new(tree: &Tree, address: Address) -> Self {
-        let link = tree.path(format!("sys/bus/pci/devices/{address}"));
+        let link = tree.device(address);
         let function = link.canonicalize().unwrap_or(link);
         Self { function, expected: AtomicBool::new(false) }
     }
@@ -54,7 +54,7 @@ impl Drop for Departure {
         let mut driverless = None;
         while self.function.exists() {
             if !self.function.join("driver").exists() {
-                driverless = driverless.or_else(|| Some(Instant::now()));
+                driverless.get_or_insert_with(Instant::now);
             }
             let stays = driverless.is_some_and(|since| since.elapsed() > OFF_THE_BUS_WITHIN);
             if stays || start.elapsed() > REMOVED_WITHIN {
