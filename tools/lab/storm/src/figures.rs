@@ -91,6 +91,8 @@ pub struct Figures {
     pub events: Totals,
     pub canaries: u64,
     pub look: Look,
+    /// Where the time went, by what the storm was doing.
+    pub spent: BTreeMap<&'static str, Duration>,
 }
 
 impl Figures {
@@ -112,6 +114,8 @@ impl Figures {
                 (kind.name(), row)
             })
             .collect();
+        let spent = self.spent.iter().map(|(what, time)| (*what, time.as_secs_f64()));
+        let spent: BTreeMap<&str, f64> = spent.collect();
         serde_json::json!({
             "schema": 1,
             "seed": self.seed,
@@ -137,6 +141,7 @@ impl Figures {
             "compared_bytes": self.look.bytes,
             "foreign_bytes": self.look.foreign,
             "foreign_marks": self.look.marks,
+            "spent_s": spent,
         })
     }
 }
@@ -190,6 +195,11 @@ impl fmt::Display for Figures {
         for FailedIn { operation, failures, window_us } in &self.failed_in {
             writeln!(f, "    {failures} failed in {operation}, window {window_us:.0} us")?;
         }
+        write!(f, "  time spent:")?;
+        for (what, time) in &self.spent {
+            write!(f, " {what} {:.1} s", time.as_secs_f64())?;
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "  {} canaries, {} bytes compared: {} foreign bytes, {} of the peer's words",

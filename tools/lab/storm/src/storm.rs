@@ -105,6 +105,7 @@ impl Storm {
             events: Default::default(),
             canaries: 0,
             look: Look::default(),
+            spent: Default::default(),
         };
         let causes = in_force.contains(&NotifierKind::Kprobe);
         let random = Random::new(plan.seed);
@@ -166,20 +167,32 @@ impl Storm {
         }
         let failed = self.ends.failed();
         let (what, ended) = if self.plan.guarded && self.random.one_in(3) {
-            (self.burst()?, None)
+            (self.timed("operating", Self::burst)?, None)
         } else {
-            let (operation, ended) = self.single()?;
+            let (operation, ended) = self.timed("operating", Self::single)?;
             (vec![operation], Some(ended))
         };
         self.ends.next_epoch();
         self.canary(&what)?;
         self.tidy(&what)?;
         if self.ledger.is_some() {
-            self.settle(&what, ended)?;
+            self.timed("settling", |storm| storm.settle(&what, ended))?;
         }
-        self.restore(&what)?;
+        self.timed("restoring", |storm| storm.restore(&what))?;
         self.note_failures(&what, failed);
         Ok(())
+    }
+
+    /// Does something, and enters the time it took under a name.
+    fn timed<T>(
+        &mut self,
+        name: &'static str,
+        what: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        let done = what(self);
+        *self.figures.spent.entry(name).or_default() += start.elapsed();
+        done
     }
 
     /// One operation, and the events that it must bring.
@@ -320,19 +333,22 @@ impl Storm {
 
     /// A canary in all that is free, which the peer gets time to spoil.
     fn canary(&mut self, what: &[Operation]) -> Result<()> {
-        let mut canary = self.field.grab()?;
+        let mut canary = self.timed("grabbing", |storm| storm.field.grab())?;
         self.figures.canaries += 1;
-        self.ends.pass(PATIENCE).context("with a canary in the freed space")?;
-        let look = canary.look()?;
-        self.foreign_of(&mut canary, look, what)?;
-        if self.random.one_in(4) {
-            let look = self.field.look()?;
-            self.foreign(look, what)?;
-        } else {
-            std::thread::sleep(MOMENT);
-        }
-        let look = canary.look()?;
-        self.foreign_of(&mut canary, look, what)
+        let pass = |storm: &mut Self| storm.ends.pass(PATIENCE);
+        self.timed("writing", pass).context("with a canary in the freed space")?;
+        self.timed("comparing", |storm| {
+            let look = canary.look()?;
+            storm.foreign_of(&mut canary, look, what)?;
+            if storm.random.one_in(4) {
+                let look = storm.field.look()?;
+                storm.foreign(look, what)?;
+            } else {
+                std::thread::sleep(MOMENT);
+            }
+            let look = canary.look()?;
+            storm.foreign_of(&mut canary, look, what)
+        })
     }
 
     /// The same for the canary in what was freed, with all there is to know of a foreign byte.
