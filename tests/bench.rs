@@ -3,9 +3,6 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -50,14 +47,7 @@ impl Nics {
 
     /// Requests that its NICs have completed.
     fn completed(&self) -> u64 {
-        let mut stream = UnixStream::connect(self.folder.path().join("control")).unwrap();
-        writeln!(stream, "counters").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let counters: Value = serde_json::from_str(&text).unwrap();
-        let nics = counters["nics"].as_array().unwrap().iter();
-        nics.map(|nic| nic["engine"]["completions"].as_u64().expect("a count")).sum()
+        support::completed(&self.folder.path().join("control"))
     }
 
     fn signal(&self, name: &str) {

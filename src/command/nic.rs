@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use holdfast_nic::engine::MissPolicy;
-use holdfast_nic::{Doorbells, NicOptions, NicProcess, PollMode};
+use holdfast_nic::{Doorbells, LinkAddress, NicOptions, NicProcess, PollMode};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
@@ -27,6 +27,9 @@ Examples:
   holdfast nic --socket /tmp/a.sock --link-listen /tmp/link.sock
   holdfast nic --socket /tmp/b.sock --link-connect /tmp/link.sock
       Two processes, joined.
+  holdfast nic --socket /tmp/a.sock --link-listen tcp:10.0.0.1:7471
+  holdfast nic --socket /tmp/b.sock --link-connect tcp:10.0.0.1:7471
+      Two hosts, joined.
   holdfast nic --socket /tmp/vm.sock --doorbells trapped
       For a virtual machine with Linux's own driver:
       qemu-system-x86_64 ... -device '{\"driver\":\"vfio-user-pci\",\"socket\":{\"type\":\"unix\",\"path\":\"/tmp/vm.sock\"},\"x-no-posted-writes\":true}'
@@ -62,13 +65,14 @@ pub struct NicCommand {
     #[arg(long = "socket", value_name = "PATH", required = true)]
     sockets: Vec<PathBuf>,
 
-    /// Let other NIC processes join on this socket
-    #[arg(long, value_name = "PATH")]
-    link_listen: Vec<PathBuf>,
+    /// Let other NIC processes join here: a socket's path, or tcp:HOST:PORT for other hosts (without
+    /// encryption or authentication: for a network that you trust)
+    #[arg(long, value_name = "ADDRESS")]
+    link_listen: Vec<LinkAddress>,
 
     /// Join the NIC process that listens there
-    #[arg(long, value_name = "PATH")]
-    link_connect: Vec<PathBuf>,
+    #[arg(long, value_name = "ADDRESS")]
+    link_connect: Vec<LinkAddress>,
 
     /// Serve counters as JSON on this socket
     #[arg(long, value_name = "PATH")]
@@ -125,7 +129,7 @@ struct Ready<'a> {
     ready: bool,
     sockets: &'a [PathBuf],
     control: Option<&'a PathBuf>,
-    link_listen: &'a [PathBuf],
+    link_listen: Vec<String>,
     pid: u32,
 }
 
@@ -176,7 +180,7 @@ pub fn run(command: &NicCommand) -> anyhow::Result<ExitCode> {
     live::stats()
         .source(move || counted.upgrade().map(|nic| live::nic_counters(&nic)).unwrap_or_default());
     let served = live::serve();
-    announce(command)?;
+    announce(command, &nic)?;
     while !interrupt::requested() {
         thread::park_timeout(Duration::from_millis(50));
     }
@@ -192,14 +196,14 @@ pub fn run(command: &NicCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn announce(command: &NicCommand) -> anyhow::Result<()> {
+fn announce(command: &NicCommand, nic: &NicProcess) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if command.json {
         let ready = Ready {
             ready: true,
             sockets: &command.sockets,
             control: command.control.as_ref(),
-            link_listen: &command.link_listen,
+            link_listen: nic.link_addresses().iter().map(ToString::to_string).collect(),
             pid: std::process::id(),
         };
         writeln!(out, "{}", serde_json::to_string(&ready)?)?;

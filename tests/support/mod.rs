@@ -7,7 +7,9 @@
 
 #![allow(dead_code)] // every test uses a part of it
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -347,6 +349,16 @@ pub fn scattered(region: &MemoryRegion, offset: usize, len: usize, parts: usize)
         }
     }
     slices
+}
+
+/// Requests that the NICs of a process have completed, as its control socket tells.
+pub fn completed(control: &Path) -> u64 {
+    let mut stream = UnixStream::connect(control).expect("the control socket is served");
+    writeln!(stream, "counters").expect("it reads");
+    stream.shutdown(Shutdown::Write).expect("it is connected");
+    let counters: serde_json::Value = serde_json::from_reader(stream).expect("an object");
+    let nics = counters["nics"].as_array().expect("NICs").iter();
+    nics.map(|nic| nic["engine"]["completions"].as_u64().expect("a count")).sum()
 }
 
 /// Every entry of a folder, for checks that nothing was left there.

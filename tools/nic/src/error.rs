@@ -1,9 +1,8 @@
 //! Why a NIC process cannot start.
 
-use std::path::PathBuf;
-
 use nix::errno::Errno;
 
+use crate::links::LinkAddress;
 use crate::server::ServerError;
 
 /// Why a NIC process cannot start, or a client cannot be served.
@@ -26,10 +25,10 @@ pub enum Error {
     #[error("cannot make an eventfd: {0}")]
     Bell(#[source] Errno),
     /// The link's other end cannot be reached.
-    #[error("cannot connect the link to {path}: {source}; is a NIC process listening there?")]
+    #[error("cannot connect the link to {address}: {source}; is a NIC process listening there?")]
     Link {
-        /// Path of its socket.
-        path: PathBuf,
+        /// Where that was to be.
+        address: LinkAddress,
         /// Why.
         #[source]
         source: std::io::Error,

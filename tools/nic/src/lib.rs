@@ -21,6 +21,7 @@ pub mod control;
 pub mod engine;
 mod error;
 mod fuzz;
+mod links;
 pub mod memory;
 mod process;
 pub mod processor;
@@ -30,5 +31,6 @@ pub mod server;
 pub use error::Error;
 #[doc(hidden)]
 pub use fuzz::fuzz_client;
+pub use links::{LinkAddress, NoLinkAddress};
 pub use process::{Doorbells, NicOptions, NicProcess};
 pub use processor::PollMode;

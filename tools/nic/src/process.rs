@@ -1,5 +1,6 @@
 //! A NIC process: the threads around one processor, started and stopped together.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +12,9 @@ use crossbeam::channel::{Sender, bounded};
 use holdfast_wire::regs::{VERSION_MAX, VERSION_MIN};
 
 use crate::control;
-use crate::engine::{MissPolicy, NicConfig};
+use crate::engine::{LinkSocket, MissPolicy, NicConfig};
 use crate::error::Error;
+use crate::links::{self, LinkAddress, LinkListener};
 use crate::memory::{MAX_MAPPINGS, Space};
 use crate::processor::bell::Bell;
 use crate::processor::{Mail, PollMode, Processor, Report};
@@ -38,10 +40,10 @@ pub struct NicOptions {
     /// NICs besides, without a socket; served by [`NicProcess::serve_stream`]. Their numbers come
     /// after those of `sockets`.
     pub extra_nics: usize,
-    /// Sockets on which other NIC processes may join.
-    pub link_listen: Vec<PathBuf>,
-    /// Sockets of NIC processes to join; they must be listening.
-    pub link_connect: Vec<PathBuf>,
+    /// Where other NIC processes may join.
+    pub link_listen: Vec<LinkAddress>,
+    /// NIC processes to join; they must be listening.
+    pub link_connect: Vec<LinkAddress>,
     /// Where to serve counters.
     pub control: Option<PathBuf>,
     /// What to do on a translation miss.
@@ -92,6 +94,7 @@ pub struct NicProcess {
     // One per NIC; locked by whoever serves a client of it.
     backends: Vec<Arc<Mutex<NicBackend>>>,
     with_socket: usize,
+    links: Vec<LinkAddress>,
     servers: Mutex<Vec<JoinHandle<()>>>,
     processor: Option<JoinHandle<Option<Processor>>>,
 }
@@ -107,31 +110,27 @@ impl NicProcess {
         if !(VERSION_MIN..=VERSION_MAX).contains(&options.version) {
             return Err(Error::Version(options.version));
         }
-        let bind =
-            |paths: &[PathBuf]| paths.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>();
-        let sockets = bind(&options.sockets)?;
-        let links = bind(&options.link_listen)?;
+        let sockets: Vec<_> =
+            options.sockets.iter().map(Listener::bind).collect::<Result<_, _>>()?;
+        let links: Vec<_> =
+            options.link_listen.iter().map(LinkListener::bind).collect::<Result<_, _>>()?;
         let control = options.control.as_ref().map(Listener::bind).transpose()?;
-        let mut joined = Vec::new();
-        for path in &options.link_connect {
-            let stream = UnixStream::connect(path)
-                .map_err(|source| Error::Link { path: path.clone(), source })?;
-            joined.push(stream);
-        }
+        let joined: Vec<_> =
+            options.link_connect.iter().map(links::connect).collect::<Result<_, _>>()?;
 
         let shutdown = Shutdown::new()?;
         let unplugged: Arc<[_]> = (0..count).map(|_| Arc::new(AtomicBool::new(false))).collect();
         let bell = Arc::new(Bell::new().map_err(Error::Bell)?);
         let (mail, mailbox) = bounded(MAILBOX);
         let mut processor = Processor::new(mailbox, bell.clone());
-        let mut backends = Vec::new();
+        let (mut backends, number) = (Vec::new(), any_number());
         for nic in 0..count {
             let (space, reader) = Space::new();
             let irqs = Arc::new(Irqs::default());
             let mapped_doorbells = options.doorbells == Doorbells::Mapped;
             let device = DeviceConfig {
                 version: options.version,
-                guid: guid(nic),
+                guid: guid(number, nic),
                 mapped_doorbells,
                 async_commands: options.async_commands,
                 may_sleep: options.poll != PollMode::Always,
@@ -155,6 +154,7 @@ impl NicProcess {
             bell,
             backends,
             with_socket: sockets.len(),
+            links: links.iter().map(|link| link.address().clone()).collect(),
             servers: Mutex::default(),
             processor: None,
         };
@@ -216,7 +216,7 @@ impl NicProcess {
         Ok(())
     }
 
-    fn start_link_server(&self, listener: Listener) -> Result<(), Error> {
+    fn start_link_server(&self, listener: LinkListener) -> Result<(), Error> {
         let shutdown = self.shutdown.clone();
         let (mail, bell) = (self.mail.clone(), self.bell.clone());
         self.keep(spawn("nic-link", move || {
@@ -289,6 +289,11 @@ impl NicProcess {
         report(&self.mail, &self.bell).ok_or(Error::Ended)
     }
 
+    /// Where other NIC processes may join, with the ports that were found.
+    pub fn link_addresses(&self) -> &[LinkAddress] {
+        &self.links
+    }
+
     /// A handle that ends the process from any thread; [`NicProcess::wait`] then returns.
     pub fn stopper(&self) -> Shutdown {
         self.shutdown.clone()
@@ -351,7 +356,7 @@ fn spawn<R: Send + 'static>(
         .map_err(|source| Error::Thread { name, source })
 }
 
-fn add_link(mail: &Sender<Mail>, bell: &Arc<Bell>, stream: UnixStream) {
+fn add_link(mail: &Sender<Mail>, bell: &Arc<Bell>, stream: LinkSocket) {
     if mail.send(Mail::Link(stream)).is_ok() {
         bell.ring();
     }
@@ -378,7 +383,13 @@ fn pin(cpu: usize) -> nix::Result<()> {
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
 }
 
-/// A locally administered EUI-64 that differs between NICs and between processes.
-fn guid(nic: usize) -> u64 {
-    0x02 << 56 | u64::from(std::process::id()) << 16 | nic as u64 & 0xffff
+/// 40 bits that no other process has, on this host or another one.
+fn any_number() -> u64 {
+    // Its keys are random.
+    RandomState::new().build_hasher().finish() >> 24
+}
+
+/// A locally administered EUI-64 that differs between NICs and, by `number`, between processes.
+fn guid(number: u64, nic: usize) -> u64 {
+    0x02 << 56 | number << 16 | nic as u64 & 0xffff
 }

@@ -79,13 +79,13 @@ fn two_processes_may_be_linked() {
     let path = folder.path().join("link");
     let first = NicProcess::start(NicOptions {
         extra_nics: 1,
-        link_listen: vec![path.clone()],
+        link_listen: vec![path.clone().into()],
         ..Default::default()
     })
     .unwrap();
     let second = NicProcess::start(NicOptions {
         extra_nics: 1,
-        link_connect: vec![path],
+        link_connect: vec![path.into()],
         ..Default::default()
     })
     .unwrap();

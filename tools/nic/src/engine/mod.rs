@@ -58,7 +58,6 @@ mod transition;
 mod window;
 
 use std::io;
-use std::os::unix::net::UnixStream;
 
 use holdfast_wire::attr::{QpAttr, QpState, SrqAttr};
 use holdfast_wire::event::EventKind;
@@ -66,7 +65,7 @@ use holdfast_wire::event::EventKind;
 pub use config::{Limits, LinkId, MissPolicy, NicConfig, NicId, Progress};
 pub use counters::Counters;
 pub use error::Error;
-pub use link::LinkStatus;
+pub use link::{LinkStatus, Socket as LinkSocket};
 pub use mr::{MrInfo, MrInit, MrKind};
 pub use nic::SrqInit;
 pub use packet::Gid;
@@ -407,10 +406,10 @@ impl<H: Host> Engine<H> {
     /// sleeping owner calls [`Engine::poll`]. A peer that says nothing for seconds is cut off.
     pub fn add_link(
         &mut self,
-        stream: UnixStream,
+        stream: impl Into<LinkSocket>,
         waker: Box<dyn Fn() + Send>,
     ) -> io::Result<LinkId> {
-        self.links.add(stream, waker, &self.fabric)
+        self.links.add(stream.into(), waker, &self.fabric)
     }
 
     /// Cuts a link; requests under way over it end with RetryExceeded.

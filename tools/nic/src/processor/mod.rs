@@ -15,14 +15,13 @@ mod clock;
 mod lane;
 mod run;
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
 use holdfast_wire::regs::VERSION_QP_HANDLE;
 use serde::Serialize;
 
-use crate::engine::{Counters, Engine, LinkStatus, NicConfig};
+use crate::engine::{Counters, Engine, LinkSocket, LinkStatus, NicConfig};
 use crate::memory::{Reader, Space};
 use crate::pvrdma::irq::Irqs;
 use crate::pvrdma::{DeviceConfig, Front, FrontCounters, UarPages};
@@ -47,7 +46,7 @@ pub(crate) enum Mail {
     /// Tell what was counted.
     Report { reply: Sender<Report> },
     /// Join another process.
-    Link(UnixStream),
+    Link(LinkSocket),
     /// End the loop.
     Stop,
 }

@@ -1,5 +1,6 @@
 //! Taking clients, one after another, until told to stop.
 
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -106,29 +107,41 @@ impl Listener {
 
     /// The next client; `None` when `shutdown` is triggered.
     pub(crate) fn accept(&self, shutdown: &Shutdown) -> Result<Option<UnixStream>, ServerError> {
-        let failed = |errno| ServerError::Accept { path: self.path.display().to_string(), errno };
-        loop {
-            let mut fds = [
-                PollFd::new(shutdown.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                other => other.map_err(failed)?,
-            };
-            if fds[0].any() != Some(false) {
-                return Ok(None);
+        let take = || self.socket.accept().map(|(client, _)| client);
+        accept(&self.socket, take, &self.path.display(), shutdown)
+    }
+}
+
+/// What `take` gives of the next client of `socket`, which does not block; `None` when `shutdown` is
+/// triggered.
+pub(crate) fn accept<S>(
+    socket: &impl AsFd,
+    take: impl Fn() -> io::Result<S>,
+    name: &dyn Display,
+    shutdown: &Shutdown,
+) -> Result<Option<S>, ServerError> {
+    let failed = |errno| ServerError::Accept { path: name.to_string(), errno };
+    loop {
+        let mut fds = [
+            PollFd::new(shutdown.as_fd(), PollFlags::POLLIN),
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            other => other.map_err(failed)?,
+        };
+        if fds[0].any() != Some(false) {
+            return Ok(None);
+        }
+        match take().map_err(|error| errno_of(&error)) {
+            Ok(client) => return Ok(Some(client)),
+            // Gone again already, or a spurious wake-up.
+            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => {}
+            Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                tracing::warn!(%errno, path = %name, "cannot accept a client");
+                let _ = poll(&mut fds[..1], PollTimeout::from(RETRY_MS));
             }
-            match self.socket.accept().map_err(|error| errno_of(&error)) {
-                Ok((client, _)) => return Ok(Some(client)),
-                // Gone again already, or a spurious wake-up.
-                Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => {}
-                Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
-                    tracing::warn!(%errno, path = %self.path.display(), "cannot accept a client");
-                    let _ = poll(&mut fds[..1], PollTimeout::from(RETRY_MS));
-                }
-                Err(errno) => return Err(failed(errno)),
-            }
+            Err(errno) => return Err(failed(errno)),
         }
     }
 }
@@ -146,6 +159,6 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
-fn errno_of(error: &io::Error) -> Errno {
+pub(crate) fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }

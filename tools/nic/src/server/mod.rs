@@ -29,6 +29,7 @@ pub use backend::{
 };
 pub use fuzz::fuzz_server_bytes;
 pub use listener::{Listener, Shutdown};
+pub(crate) use listener::{accept, errno_of};
 pub use session::{End, Limits, serve_connection};
 
 use nix::errno::Errno;

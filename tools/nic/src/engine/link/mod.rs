@@ -1,4 +1,4 @@
-//! Links: the wire between engines in different processes, over a Unix stream socket.
+//! Links: the wire between engines in different processes, over a stream socket.
 //!
 //! Each side says hello and announces the GIDs of its NICs, then requests, replies and datagrams
 //! travel as frames. The engine never blocks on a link: a reader thread decodes what
@@ -16,10 +16,10 @@ mod frame;
 mod fuzz;
 mod outbox;
 mod reader;
+mod socket;
 mod traffic;
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -31,6 +31,7 @@ use serde::Serialize;
 pub use self::fuzz::fuzz_link_frames;
 use self::outbox::Outbox;
 use self::reader::Event;
+pub use self::socket::Socket;
 use super::config::LinkId;
 use super::fabric::{Fabric, Route};
 use super::gather::{self, Payload};
@@ -110,7 +111,7 @@ impl Links {
 
     pub(crate) fn add(
         &mut self,
-        stream: UnixStream,
+        stream: Socket,
         waker: Box<dyn Fn() + Send>,
         fabric: &Fabric,
     ) -> io::Result<LinkId> {

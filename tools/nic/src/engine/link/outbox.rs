@@ -7,10 +7,11 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
+
+use super::socket::Socket;
 
 /// Bytes that may wait before requests must.
 const REQUEST_ROOM: usize = 1 << 20;
@@ -18,14 +19,14 @@ const REQUEST_ROOM: usize = 1 << 20;
 const HARD_LIMIT: usize = 64 << 20;
 
 pub(super) struct Outbox {
-    stream: UnixStream,
+    stream: Socket,
     pub(super) bytes: Vec<u8>,
     written: usize,
     pub(super) total_written: u64,
 }
 
 impl Outbox {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(super) fn new(stream: Socket) -> Self {
         Self { stream, bytes: Vec::new(), written: 0, total_written: 0 }
     }
 
@@ -75,6 +76,6 @@ impl Outbox {
     /// Ends the connection both ways, which also ends the reader.
     pub(super) fn shut(&self) {
         // The socket may be gone already.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let _ = self.stream.shutdown();
     }
 }

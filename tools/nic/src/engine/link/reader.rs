@@ -6,7 +6,6 @@
 
 use std::io::ErrorKind::{TimedOut, WouldBlock};
 use std::io::{self, BufReader, Read};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 
 use super::frame::{self, Frame, HEAD};
+use super::socket::Socket;
 
 /// What the reader has to say.
 pub(super) enum Event {
@@ -29,7 +29,7 @@ const BUFFER: usize = 256 * 1024;
 
 /// Reads until the socket ends, the peer errs, or the engine hangs up.
 pub(super) fn run(
-    stream: UnixStream,
+    stream: Socket,
     events: Sender<Event>,
     bytes: Arc<AtomicU64>,
     waker: Box<dyn Fn() + Send>,
@@ -62,7 +62,7 @@ pub(super) fn run(
     }
 }
 
-fn next(stream: &mut BufReader<UnixStream>, bytes: &AtomicU64) -> io::Result<Frame> {
+fn next(stream: &mut BufReader<Socket>, bytes: &AtomicU64) -> io::Result<Frame> {
     let invalid = |refused| io::Error::new(io::ErrorKind::InvalidData, refused);
     let mut head = [0; HEAD];
     stream.read_exact(&mut head)?;
@@ -76,6 +76,7 @@ fn next(stream: &mut BufReader<UnixStream>, bytes: &AtomicU64) -> io::Result<Fra
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::net::UnixStream;
 
     use crossbeam::channel::{Receiver, bounded};
 
@@ -87,7 +88,9 @@ mod tests {
         let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
         ours.write_all(bytes).expect("room");
         let (sender, events) = bounded(4);
-        std::thread::spawn(move || run(theirs, sender, Arc::default(), Box::new(|| {}), WAIT));
+        std::thread::spawn(move || {
+            run(theirs.into(), sender, Arc::default(), Box::new(|| {}), WAIT)
+        });
         (ours, events)
     }
 
