@@ -15,9 +15,10 @@ use super::gather::{self, Memory, Obstacle, Payload};
 use super::host::{Completion, Fetch, Host};
 use super::link::{FULL_WAIT, Unsent};
 use super::packet::{Datagram, Ends};
-use super::requester::{Scratch, Step, vendor};
+use super::requester::{Scratch, Step};
 use super::responder::Responder;
 use super::sched::QpRef;
+use super::vendor;
 use super::{Budget, Engine};
 
 /// Bytes of a global routing header.

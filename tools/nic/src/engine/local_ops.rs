@@ -13,9 +13,10 @@ use super::Engine;
 use super::error::Error;
 use super::host::{Host, Miss};
 use super::mr::{self, Mr};
-use super::requester::{Step, vendor};
+use super::requester::Step;
 use super::sched::QpRef;
 use super::table::Table;
+use super::vendor;
 
 /// Why a fast registration was not made.
 enum Failure {

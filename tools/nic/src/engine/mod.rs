@@ -34,6 +34,7 @@
 //! `gather`, `packet`. Between NICs: `fabric`, [`link`]. Turns and timers: `sched`.
 
 mod atomic;
+mod burst;
 mod completion;
 mod config;
 pub mod counters;
@@ -55,6 +56,7 @@ mod responder;
 mod sched;
 mod table;
 mod transition;
+mod vendor;
 mod window;
 
 use std::io;

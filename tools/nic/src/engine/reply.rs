@@ -12,8 +12,9 @@ use super::completion::{Half, Posted, cqe_opcode, patience};
 use super::fabric::Route;
 use super::host::{Completion, Host};
 use super::packet::{Nak, Reply, psn_add};
-use super::requester::{Step, vendor};
+use super::requester::Step;
 use super::sched::QpRef;
+use super::vendor;
 
 /// A peer that says for this long that it is busy is given up, in nanoseconds.
 const BUSY_BOUND: u64 = 10_000_000_000;

@@ -8,21 +8,19 @@
 use arrayvec::ArrayVec;
 use holdfast_wire::attr::{ACCESS_LOCAL_WRITE, QpState};
 use holdfast_wire::completion::Status;
-use holdfast_wire::wqe::{
-    Atomic, FLAG_FENCE, FLAG_INLINE, FLAG_SOLICITED, MaskedAtomic, Opcode, Rdma,
-};
-use zerocopy::FromBytes;
+use holdfast_wire::wqe::{FLAG_FENCE, FLAG_INLINE};
 
 use super::completion::Half;
 use super::fabric::Route;
 use super::gather::{self, Memory, Obstacle, Payload, SpanList};
-use super::host::{Fetch, Host, MAX_INLINE, SendRequest};
+use super::host::{Fetch, Host, MAX_INLINE};
 use super::link::{FULL_WAIT, Unsent};
 use super::nic::Nic;
-use super::packet::{Ends, MAX_BURST, Op, Reply, Request, packets, psn_add};
+use super::packet::{Ends, Op, Reply, Request, packets, psn_add};
 use super::responder::{Responder, Sink};
 use super::sched::QpRef;
-use super::window::{LINK_SLOTS, Wqe};
+use super::vendor;
+use super::window::LINK_SLOTS;
 use super::{Budget, Engine};
 
 /// Room for the two sides of a burst, reused for every one.
@@ -46,32 +44,6 @@ pub(crate) enum Step {
 
 /// Most packets under way: half of what numbers can tell apart, less one message.
 const MAX_OUTSTANDING: u32 = 1 << 22;
-
-/// Codes of [`super::host::Completion::vendor_err`]: why the engine refused a send.
-pub(crate) mod vendor {
-    /// The front found the request malformed.
-    pub(crate) const MALFORMED: u32 = 1;
-    /// The opcode is not supported on this queue pair.
-    pub(crate) const OPCODE: u32 = 2;
-    /// The payload's length does not fit the operation.
-    pub(crate) const LENGTH: u32 = 3;
-    /// A scatter/gather entry's key, range or rights.
-    pub(crate) const ENTRY: u32 = 4;
-    /// An address could not be translated within the bound.
-    pub(crate) const MISS: u32 = 5;
-    /// `max_rd_atomic` is 0.
-    pub(crate) const NO_READS: u32 = 6;
-    /// The key of a local operation.
-    pub(crate) const KEY: u32 = 7;
-    /// The list of a fast registration.
-    pub(crate) const PAGE_LIST: u32 = 8;
-    /// The source GID index.
-    pub(crate) const GID_INDEX: u32 = 9;
-    /// Memory is in more pieces than a burst can have.
-    pub(crate) const PIECES: u32 = 10;
-    /// The peer or the path, as the status says.
-    pub(crate) const REMOTE: u32 = 11;
-}
 
 /// How a READ or atomic fails whose entries were good when it left and are not when it is answered.
 pub(super) const STALE_ENTRY: (Status, u32) = (Status::LocalProtection, vendor::ENTRY);
@@ -425,131 +397,5 @@ impl<H> Nic<H> {
         self.counters.packets_sent += 1;
         self.counters.bytes_sent += u64::from(req.len);
         true
-    }
-}
-
-impl Op {
-    /// Whether the answer brings data.
-    pub(crate) fn is_answered(self) -> bool {
-        self == Op::Read || self.is_atomic()
-    }
-}
-
-impl Wqe {
-    /// Works out what a request that was just fetched needs.
-    #[inline(always)]
-    fn prepare(&mut self, psn: u32, mtu: u32, max_message: u32, max_reads: u8) {
-        let request = &self.request;
-        let is_inline = request.flags & FLAG_INLINE != 0;
-        let bytes = match is_inline {
-            true => request.inline.len() as u64,
-            false => gather::total(&request.sges),
-        };
-        (self.sent, self.acked, self.done, self.failed) = (0, 0, false, None);
-        self.psn = psn;
-        self.answered = false;
-        self.total = bytes.min(u64::from(u32::MAX)) as u32;
-        self.packets = packets(self.total, mtu);
-        match request.opcode {
-            Opcode::Send
-            | Opcode::SendImm
-            | Opcode::SendInv
-            | Opcode::RdmaWrite
-            | Opcode::RdmaWriteImm => {}
-            Opcode::RdmaRead if !is_inline => self.answered = true,
-            Opcode::CompareSwap
-            | Opcode::FetchAdd
-            | Opcode::MaskedCompareSwap
-            | Opcode::MaskedFetchAdd
-                if !is_inline =>
-            {
-                self.answered = true;
-                self.packets = 1;
-                if bytes < 8 {
-                    self.failed = Some((Status::LocalLength, vendor::LENGTH));
-                }
-                self.total = 8;
-            }
-            Opcode::LocalInv | Opcode::FastReg => (self.packets, self.total) = (0, 0),
-            _ => self.failed = Some((Status::LocalQpOperation, vendor::OPCODE)),
-        }
-        if self.answered && max_reads == 0 {
-            self.failed = Some((Status::LocalQpOperation, vendor::NO_READS));
-        }
-        if bytes > u64::from(max_message) {
-            self.failed = Some((Status::LocalLength, vendor::LENGTH));
-        }
-        if self.failed.is_some() {
-            self.packets = 0;
-        }
-    }
-
-    /// The next burst of a request that travels.
-    #[inline(always)]
-    fn burst(&self, ends: Ends, mtu: u32) -> Request {
-        // Messages are at most 1 GiB, so that offsets fit.
-        let offset = self.sent.saturating_mul(mtu).min(self.total);
-        let len = (self.total - offset).min(MAX_BURST);
-        let request = &self.request;
-        let mut burst = Request {
-            ends,
-            op: Op::Send,
-            solicited: request.flags & FLAG_SOLICITED != 0,
-            psn: psn_add(self.psn, self.sent),
-            packets: packets(len, mtu),
-            offset,
-            len,
-            total: self.total,
-            addr: 0,
-            rkey: 0,
-            imm: request.ex,
-            args: [0; 4],
-        };
-        burst.fill(request);
-        burst
-    }
-}
-
-impl Request {
-    /// Fills in the operation and what belongs to it.
-    #[inline(always)]
-    fn fill(&mut self, request: &SendRequest) {
-        self.op = match request.opcode {
-            Opcode::SendImm => Op::SendImm,
-            Opcode::SendInv => Op::SendInv,
-            Opcode::RdmaWrite => Op::Write,
-            Opcode::RdmaWriteImm => Op::WriteImm,
-            Opcode::RdmaRead => Op::Read,
-            Opcode::CompareSwap => Op::CompareSwap,
-            Opcode::FetchAdd => Op::FetchAdd,
-            Opcode::MaskedCompareSwap => Op::MaskedCompareSwap,
-            Opcode::MaskedFetchAdd => Op::MaskedFetchAdd,
-            // Requests of other opcodes failed before.
-            _ => Op::Send,
-        };
-        // The body is 48 bytes and holds the largest of these, so that the reads cannot fail.
-        match self.op {
-            Op::Write | Op::WriteImm | Op::Read => {
-                if let Ok((rdma, _)) = Rdma::read_from_prefix(&request.body) {
-                    (self.addr, self.rkey) = (rdma.remote_addr, rdma.rkey);
-                }
-            }
-            Op::CompareSwap | Op::FetchAdd => {
-                if let Ok((atomic, _)) = Atomic::read_from_prefix(&request.body) {
-                    (self.addr, self.rkey) = (atomic.remote_addr, atomic.rkey);
-                    self.args = [atomic.compare_add, atomic.swap, 0, 0];
-                }
-            }
-            Op::MaskedCompareSwap | Op::MaskedFetchAdd => {
-                if let Ok((m, _)) = MaskedAtomic::read_from_prefix(&request.body) {
-                    (self.addr, self.rkey) = (m.remote_addr, m.rkey);
-                    self.args = match self.op {
-                        Op::MaskedFetchAdd => [m.swap_add, 0, m.compare_boundary, 0],
-                        _ => [m.compare_boundary, m.swap_add, m.compare_mask, m.swap_mask],
-                    };
-                }
-            }
-            Op::Send | Op::SendImm | Op::SendInv => {}
-        }
     }
 }

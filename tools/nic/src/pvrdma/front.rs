@@ -158,7 +158,7 @@ impl Front {
     }
 
     /// Whether that queue pair has sends that were not taken yet.
-    #[inline]
+    #[inline(always)]
     pub fn has_sends(&mut self, handle: u32) -> bool {
         match get(&mut self.qps, handle) {
             Some(QpRings { pages, send: Some(send), .. }) => send.has_work(pages, &mut self.reader),

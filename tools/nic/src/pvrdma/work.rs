@@ -128,7 +128,7 @@ impl WorkRing {
     }
 
     /// Whether the client posted something that was not taken yet.
-    #[inline]
+    #[inline(always)]
     pub fn has_work(&mut self, pages: &mut QueuePages, reader: &mut Reader) -> bool {
         if self.tail != self.head {
             return true;
