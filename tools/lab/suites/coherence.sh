@@ -68,6 +68,8 @@ run storm --seconds $storm --regions 3
 kill $syncer
 if [ -z "$misses" ]; then
     run guard_page --seconds $short --notifier guard-page
+    # One that sees no operation on a file: the guard looks at its pins by itself.
+    run unheard --seconds $short --notifier userfaultfd
     run delayed --seconds $short --delay-notices 1500 --stop-tracing
     lab-storm kill --dir $mnt --device $near --peer $far --times $kills --size $size \
         --within $within --numbers $numbers/kills.json || failed=1
