@@ -207,12 +207,13 @@ fn an_unplugged_nic_is_missed_at_once_and_lets_go_of_everything() {
     served.ask("unplug 1");
     let start = Instant::now();
     let error = at_b.protection_domain().expect_err("the device is gone");
-    assert!(start.elapsed() < Duration::from_secs(5), "{error}");
+    // Whatever waits for a device waits for 10 s at least.
+    assert!(start.elapsed() < Duration::from_secs(9), "{error}");
     assert!(error.to_string().contains("the device is gone"), "{error}");
     let Side { qp, cq, region, pd } = b;
     region.deregister().expect("the memory comes back");
     drop((qp, cq, pd, at_b));
-    assert!(start.elapsed() < Duration::from_secs(5), "closing it waits for nothing");
+    assert!(start.elapsed() < Duration::from_secs(9), "closing it waits for nothing");
     let state = served.ask("state");
     let nic =
         |number: usize| (&state["nics"][number]["mappings"], &state["nics"][number]["queue_pairs"]);

@@ -168,7 +168,7 @@ fn when_the_driver_dies_containers_are_emptied_before_any_pin_goes() {
     assert!(recorder.calls().is_empty());
     let start = Instant::now();
     driver.die();
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
     assert_eq!(recorder.calls(), [3], "at the fence, all pins were in force");
     assert!(recorder.pins.iter().all(|pin| !pin.is_full()));
 }
@@ -207,7 +207,7 @@ fn a_late_driver_loses_its_mappings_and_then_the_pin_that_was_waited_for() {
     let told = driver.hear(driver.events.as_fd());
     let Some(Reply::Revoked { id: 1, waited }) = told else { panic!("{told:?}") };
     assert!(waited >= SHORT && start.elapsed() >= SHORT, "{waited:?}");
-    assert!(start.elapsed() < SHORT + 10 * PERIOD, "{:?}", start.elapsed());
+    assert!(start.elapsed() < 20 * SHORT, "{:?}", start.elapsed());
     wait_for("the drain", || !recorder.pins[1].is_full());
     assert_eq!(recorder.calls(), [2, 2], "a fence that failed is tried again before the drain");
     assert!(recorder.pins[0].is_full(), "nobody waits for the other file");
