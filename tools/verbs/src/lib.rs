@@ -66,11 +66,11 @@
 //! EINVAL. Nothing unwinds into C: a panic ends at the entry point, which answers EIO.
 //!
 //! # Rooms
-//! `abi`: the structures of verbs.h. `exports`: the C entry points, thin. `state`: objects and
+//! `abi`: the structures of verbs.h, from a crate of their own. `exports`: the C entry points, thin. `state`: objects and
 //! commands. `hca`: queues, the engine's side. `memory`, `ranges`: registered memory. `channel`:
 //! completion events. `process`: the lock, the thread, the links. `config`: the environment.
 
-pub mod abi;
+pub use holdfast_verbs_abi as abi;
 mod channel;
 mod config;
 mod error;

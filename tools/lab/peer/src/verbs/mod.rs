@@ -4,7 +4,7 @@
 //! one thread.
 #![allow(unsafe_code)]
 
-mod abi;
+mod functions;
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use holdfast::Memory;
 
 use crate::end::{Address, Done, MTU, Operation, Request};
-use abi::mask;
+use abi::{mask, wr};
+use holdfast_verbs_abi as abi;
 
 /// A function of the library.
 fn symbol(name: &str) -> Result<NonNull<c_void>> {
@@ -74,7 +75,7 @@ impl Object {
         // SAFETY: the function takes the object as its only argument and returns an errno; this
         // runs once, when nobody has the object any more.
         let status = unsafe {
-            std::mem::transmute::<*mut c_void, abi::Destroy>(function)(self.pointer.as_ptr())
+            std::mem::transmute::<*mut c_void, functions::Destroy>(function)(self.pointer.as_ptr())
         };
         succeeded(status, self.destroy)
     }
@@ -106,7 +107,7 @@ impl Context {
     /// Opens the device that `ibv_devices` lists under `name`.
     pub fn open(name: &str) -> Result<Self> {
         let mut count: c_int = 0;
-        let list = call!("ibv_get_device_list" as abi::GetDeviceList, &mut count);
+        let list = call!("ibv_get_device_list" as functions::GetDeviceList, &mut count);
         if list.is_null() {
             return Err(io::Error::last_os_error()).context("ibv_get_device_list failed");
         }
@@ -114,14 +115,14 @@ impl Context {
         for index in 0..usize::try_from(count)? {
             // SAFETY: the list has `count` entries.
             let device = unsafe { *list.add(index) };
-            let text = call!("ibv_get_device_name" as abi::GetDeviceName, device);
+            let text = call!("ibv_get_device_name" as functions::GetDeviceName, device);
             // SAFETY: the name is a C string that lives as long as the list.
             if unsafe { CStr::from_ptr(text) }.to_bytes() == name.as_bytes() {
-                let context = call!("ibv_open_device" as abi::OpenDevice, device);
+                let context = call!("ibv_open_device" as functions::OpenDevice, device);
                 opened = Object::new(context, "context", "ibv_close_device", &[]);
             }
         }
-        call!("ibv_free_device_list" as abi::FreeDeviceList, list);
+        call!("ibv_free_device_list" as functions::FreeDeviceList, list);
         Ok(Self { object: opened? })
     }
 
@@ -129,7 +130,7 @@ impl Context {
     pub fn gid(&self, index: c_int) -> Result<[u8; 16]> {
         let mut gid = [0_u64; 2];
         let context = self.object.as_ptr();
-        let status = call!("ibv_query_gid" as abi::QueryGid, context, 1, index, &mut gid);
+        let status = call!("ibv_query_gid" as functions::QueryGid, context, 1, index, &mut gid);
         succeeded(status, "ibv_query_gid")?;
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&gid[0].to_ne_bytes());
@@ -140,8 +141,8 @@ impl Context {
     /// A completion queue.
     pub fn completion_queue(&self, depth: u32) -> Result<CompletionQueue> {
         let (context, depth) = (self.object.as_ptr(), depth.cast_signed());
-        let null = ptr::null_mut();
-        let cq = call!("ibv_create_cq" as abi::CreateCq, context, depth, null, null, 0);
+        let (user, channel) = (ptr::null_mut(), ptr::null_mut());
+        let cq = call!("ibv_create_cq" as functions::CreateCq, context, depth, user, channel, 0);
         let object = Object::new(cq, "completion queue", "ibv_destroy_cq", &[&self.object])?;
         Ok(CompletionQueue { object })
     }
@@ -155,7 +156,7 @@ pub struct Domain {
 impl Domain {
     /// A new one.
     pub fn new(context: &Context) -> Result<Self> {
-        let pd = call!("ibv_alloc_pd" as abi::AllocPd, context.object.as_ptr());
+        let pd = call!("ibv_alloc_pd" as functions::AllocPd, context.object.as_ptr());
         let parents = [&context.object];
         Ok(Self { object: Object::new(pd, "protection domain", "ibv_dealloc_pd", &parents)? })
     }
@@ -165,7 +166,7 @@ impl Domain {
         let address = memory.as_ptr().as_ptr().cast::<c_void>();
         let access = abi::ACCESS_ALL.cast_signed();
         let pd = self.object.as_ptr();
-        let mr = call!("ibv_reg_mr" as abi::RegMr, pd, address, memory.len(), access);
+        let mr = call!("ibv_reg_mr" as functions::RegMr, pd, address, memory.len(), access);
         let object = Object::new(mr, "memory region", "ibv_dereg_mr", &[&self.object])?;
         Ok(Region { object, memory })
     }
@@ -188,7 +189,7 @@ impl Domain {
             qp_type: abi::QPT_RC,
             sq_sig_all: 0,
         };
-        let qp = call!("ibv_create_qp" as abi::CreateQp, self.object.as_ptr(), &mut init);
+        let qp = call!("ibv_create_qp" as functions::CreateQp, self.object.as_ptr(), &mut init);
         let parents = [&self.object, &cq.object];
         let qp = QueuePair { object: Object::new(qp, "queue pair", "ibv_destroy_qp", &parents)? };
         let mut attr = abi::QpAttr {
@@ -257,11 +258,8 @@ impl CompletionQueue {
         let cq = self.object.as_ptr::<abi::Cq>();
         // SAFETY: the queue and its context live; `ibv_poll_cq` is this jump, and writes at most
         // one entry.
-        let found = unsafe {
-            let function = (*(*cq).context).ops[abi::OP_POLL_CQ];
-            std::mem::transmute::<*const c_void, abi::PollCq>(function)(cq, 1, &mut wc)
-        };
-        match found {
+        let found = unsafe { (*(*cq).context).ops.poll_cq.map(|poll| poll(cq, 1, &mut wc)) };
+        match found.context("the device cannot poll")? {
             0 => Ok(None),
             1 => Ok(Some(Done {
                 status: wc.status,
@@ -288,14 +286,8 @@ impl QueuePair {
 
     /// Connects it to a peer's; sends are counted from `psn`.
     pub fn connect(&mut self, peer: &Address, psn: u32) -> Result<()> {
-        let half = |from: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&peer.gid[from..from + 8]);
-            u64::from_ne_bytes(bytes)
-        };
         let path = abi::AhAttr {
-            dgid: [half(0), half(8)],
-            hop_limit: 64,
+            grh: abi::GlobalRoute { dgid: peer.gid, hop_limit: 64, ..Default::default() },
             is_global: 1,
             port_num: 1,
             ..Default::default()
@@ -341,13 +333,13 @@ impl QueuePair {
         let mut entry = region.entry(request.local, request.len)?;
         let rkey = u64::from(request.rkey);
         let (opcode, imm, compare_add, swap) = match request.operation {
-            Operation::Write => (0, 0, rkey, 0),
-            Operation::WriteImm(imm) => (1, imm, rkey, 0),
-            Operation::Send => (2, 0, 0, 0),
-            Operation::SendImm(imm) => (3, imm, 0, 0),
-            Operation::Read => (4, 0, rkey, 0),
-            Operation::CompareSwap { compare, swap } => (5, 0, compare, swap),
-            Operation::FetchAdd { add } => (6, 0, add, 0),
+            Operation::Write => (wr::RDMA_WRITE, 0, rkey, 0),
+            Operation::WriteImm(imm) => (wr::RDMA_WRITE_WITH_IMM, imm, rkey, 0),
+            Operation::Send => (wr::SEND, 0, 0, 0),
+            Operation::SendImm(imm) => (wr::SEND_WITH_IMM, imm, 0, 0),
+            Operation::Read => (wr::RDMA_READ, 0, rkey, 0),
+            Operation::CompareSwap { compare, swap } => (wr::ATOMIC_CMP_AND_SWP, 0, compare, swap),
+            Operation::FetchAdd { add } => (wr::ATOMIC_FETCH_AND_ADD, 0, add, 0),
         };
         let mut request = abi::SendWr {
             wr_id: 0,
@@ -357,22 +349,18 @@ impl QueuePair {
             opcode,
             send_flags: abi::SEND_SIGNALED,
             imm_data: imm.to_be(),
-            remote_addr: request.addr,
-            rkey_or_compare_add: compare_add,
-            swap,
-            atomic_rkey: request.rkey,
-            rest: [0; 15],
+            // RDMA: address and key. Atomics: address, what to compare with or to add, new value, key.
+            wr: [request.addr, compare_add, swap, rkey],
+            xrc: 0,
+            bind_mw: [0; 6],
         };
         let mut bad = ptr::null_mut();
         let qp = self.object.as_ptr::<abi::Qp>();
         // SAFETY: the queue pair and its context live; `ibv_post_send` is this jump, and copies
         // the request and its entry before it returns.
-        let status = unsafe {
-            let function = (*(*qp).context).ops[abi::OP_POST_SEND];
-            let post = std::mem::transmute::<*const c_void, abi::PostSend>(function);
-            post(qp, &mut request, &mut bad)
-        };
-        succeeded(status, "ibv_post_send")
+        let status =
+            unsafe { (*(*qp).context).ops.post_send.map(|post| post(qp, &mut request, &mut bad)) };
+        succeeded(status.context("the device cannot send")?, "ibv_post_send")
     }
 
     /// Posts a receive.
@@ -383,17 +371,14 @@ impl QueuePair {
         let mut bad = ptr::null_mut();
         let qp = self.object.as_ptr::<abi::Qp>();
         // SAFETY: as in `post_send`.
-        let status = unsafe {
-            let function = (*(*qp).context).ops[abi::OP_POST_RECV];
-            let post = std::mem::transmute::<*const c_void, abi::PostRecv>(function);
-            post(qp, &mut request, &mut bad)
-        };
-        succeeded(status, "ibv_post_recv")
+        let status =
+            unsafe { (*(*qp).context).ops.post_recv.map(|post| post(qp, &mut request, &mut bad)) };
+        succeeded(status.context("the device cannot receive")?, "ibv_post_recv")
     }
 
     fn modify(&self, attr: &mut abi::QpAttr, bits: u32, what: &str) -> Result<()> {
         let qp = self.object.as_ptr();
-        let status = call!("ibv_modify_qp" as abi::ModifyQp, qp, attr, bits.cast_signed());
+        let status = call!("ibv_modify_qp" as functions::ModifyQp, qp, attr, bits.cast_signed());
         succeeded(status, &format!("ibv_modify_qp {what}"))
     }
 }

@@ -1,4 +1,5 @@
-//! The structures of libibverbs's C interface, to the byte, for x86-64 Linux.
+//! The structures of libibverbs's C interface, to the byte, for x86-64 Linux: for `holdfast-verbs`,
+//! which stands in for that library, and for `lab-peer`, which calls it.
 //!
 //! Names, order and sizes are those of rdma-core's `infiniband/verbs.h`, whose interface has kept
 //! them since version 1.1; where that header has locks, there are words that nobody here touches.
@@ -221,6 +222,13 @@ pub struct Qp {
 pub const QPT_RC: u32 = 2;
 pub const QPT_UD: u32 = 4;
 
+pub const QPS_INIT: u32 = 1;
+pub const QPS_RTR: u32 = 2;
+pub const QPS_RTS: u32 = 3;
+
+/// Local write, remote write, remote read and remote atomics of `enum ibv_access_flags`.
+pub const ACCESS_ALL: u32 = 15;
+
 #[repr(C)]
 pub struct Ah {
     pub context: *mut Context,
@@ -301,6 +309,25 @@ pub struct QpAttr {
     pub alt_port_num: u8,
     pub alt_timeout: u8,
     pub rate_limit: u32,
+}
+
+/// Which of [`QpAttr`] count (`enum ibv_qp_attr_mask`).
+pub mod mask {
+    pub const STATE: u32 = 1;
+    pub const ACCESS_FLAGS: u32 = 1 << 3;
+    pub const PKEY_INDEX: u32 = 1 << 4;
+    pub const PORT: u32 = 1 << 5;
+    pub const AV: u32 = 1 << 7;
+    pub const PATH_MTU: u32 = 1 << 8;
+    pub const TIMEOUT: u32 = 1 << 9;
+    pub const RETRY_CNT: u32 = 1 << 10;
+    pub const RNR_RETRY: u32 = 1 << 11;
+    pub const RQ_PSN: u32 = 1 << 12;
+    pub const MAX_QP_RD_ATOMIC: u32 = 1 << 13;
+    pub const MIN_RNR_TIMER: u32 = 1 << 15;
+    pub const SQ_PSN: u32 = 1 << 16;
+    pub const MAX_DEST_RD_ATOMIC: u32 = 1 << 17;
+    pub const DEST_QPN: u32 = 1 << 20;
 }
 
 #[repr(C)]

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::process::Command;
 
-use holdfast_verbs::abi::LAYOUT;
+use holdfast_verbs_abi::LAYOUT;
 
 /// Run it where libibverbs-dev is installed, or name the folder that has `infiniband/verbs.h` in it
 /// with HOLDFAST_VERBS_INCLUDE.
