@@ -29,6 +29,7 @@ pub mod space;
 pub mod type1;
 pub mod vfio_user;
 
+mod books;
 mod chunk;
 mod order;
 mod permit;
@@ -36,6 +37,7 @@ mod reserve;
 mod restore;
 mod retarget;
 mod retile;
+mod unmap;
 
 pub use chunk::{Behind, ChunkInfo};
 pub use domain::{Backing, Domain, Limits, Piece, Prot, ReplaceError, Replaced, Unmapped};

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::books::State;
 use crate::chunk::On;
-use crate::space::State;
 use crate::{AddressSpace, Backing, Error, IovaRange, Piece, Prot, ReplaceError, Replaced, Result};
 
 /// What a restore did.

@@ -15,9 +15,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::books::State;
 use crate::chunk::On;
 use crate::scrap::Use;
-use crate::space::State;
 use crate::{
     AddressSpace, Error, IovaRange, Prot, ReplaceError, Replaced, Result, Scrap, Unmapped,
 };

@@ -10,9 +10,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::books::State;
 use crate::chunk::{Chunk, On};
 use crate::permit::Permit;
-use crate::space::State;
 use crate::{AddressSpace, Backing, Error, IovaRange, Piece, Result, Scrap};
 
 /// What a stretch of a range is to stand on.

@@ -1,4 +1,4 @@
-//! A domain and its books: which addresses are free, and what stands behind the others.
+//! A DMA address space, as its users see it: a domain, and books of what is mapped where.
 //!
 //! Memory is mapped in chunks. A chunk is one call to the domain, the unit in which memory can be
 //! taken away again: type1 refuses to unmap half a mapping, and forms large IOMMU pages only
@@ -13,13 +13,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::books::State;
 use crate::chunk::{Chunk, ChunkInfo, On};
-use crate::interval::{IntervalMap, NotTiled};
 use crate::iova::{IovaAllocator, MSI_WINDOW};
-use crate::permit::Permits;
 use crate::{
     Behind, Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory,
-    Tenant, Unmapped,
+    Tenant,
 };
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -33,17 +32,6 @@ pub struct AddressSpace {
     usable: IovaAllocator,
     pub(crate) id: u64,
     state: Mutex<State>,
-}
-
-/// The books.
-pub(crate) struct State {
-    free: IovaAllocator,
-    pub(crate) chunks: IntervalMap<Chunk>,
-    /// Mappings that exist in the domain.
-    pub(crate) mappings: u64,
-    pub(crate) permits: Permits,
-    /// A list with room for all chunks, so that taking memory away need not allocate one.
-    list: Vec<IovaRange>,
 }
 
 impl AddressSpace {
@@ -70,13 +58,7 @@ impl AddressSpace {
                 limits.ranges
             )));
         }
-        let state = State {
-            free: usable.clone(),
-            chunks: IntervalMap::new(),
-            mappings: 0,
-            permits: Permits::default(),
-            list: Vec::new(),
-        };
+        let state = State::new(usable.clone());
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Self { domain, limits, page, usable, id, state: Mutex::new(state) }))
     }
@@ -367,171 +349,6 @@ impl AddressSpace {
         let rest = IovaRange::between(failed, range.end());
         rest.map(|rest| state.free.release(rest));
         error
-    }
-
-    /// Unmaps whole chunks, runs of them at once where the domain can, and frees their addresses.
-    fn unmap_tiles(&self, state: &mut State, tiles: &[IovaRange]) -> Result<()> {
-        if let (Some(first), Some(last)) = (tiles.first(), tiles.last())
-            && let Some(range) = IovaRange::between(first.start(), last.end())
-        {
-            state.permits.revoke(range);
-        }
-        let mut failed = None;
-        self.unmap_runs(state, tiles, |state, tile, result| match result {
-            Ok(_) => {
-                if let Some(chunk) = state.chunks.remove(tile) {
-                    state.mappings -= chunk.mappings(tile.len());
-                }
-                state.free.release(tile);
-            }
-            Err(error) => failed = failed.take().or(Some(error)),
-        });
-        failed.map_or(Ok(()), Err)
-    }
-
-    /// Takes everything away from behind chunks in the domain, not in the books, runs of them at
-    /// once where it can, and says of each how that went.
-    pub(crate) fn unmap_runs(
-        &self,
-        state: &mut State,
-        tiles: &[IovaRange],
-        mut each: impl FnMut(&mut State, IovaRange, Result<Unmapped>),
-    ) {
-        let mut rest = tiles;
-        while !rest.is_empty() {
-            let (run, after) = rest.split_at(self.run(state, rest));
-            rest = after;
-            if let [first, .., last] = run
-                && let Some(range) = IovaRange::between(first.start(), last.end())
-                && let Ok(Unmapped::All) = self.domain.unmap_exact(range)
-            {
-                run.iter().for_each(|tile| each(state, *tile, Ok(Unmapped::All)));
-                continue;
-            }
-            // One chunk, or an answer that leaves a question.
-            for tile in run {
-                let answer = self.unmap_chunk(state, *tile);
-                each(state, *tile, answer);
-            }
-        }
-    }
-
-    /// How many chunks at the start of a list one call to the domain can unmap.
-    fn run(&self, state: &State, tiles: &[IovaRange]) -> usize {
-        let mapped = |tile: &IovaRange| {
-            let chunk = state.chunks.get(tile.start());
-            chunk.is_some_and(|(_, chunk)| !matches!(chunk.on, On::Nothing(_)))
-        };
-        let joins = |a: &IovaRange, b: &IovaRange| {
-            self.limits.unmap_spans && a.end() == b.start() && mapped(a) && mapped(b)
-        };
-        tiles.chunk_by(joins).next().map_or(0, <[_]>::len)
-    }
-
-    /// Takes everything away from behind one chunk in the domain, not in the books.
-    pub(crate) fn unmap_chunk(&self, state: &State, tile: IovaRange) -> Result<Unmapped> {
-        let Some((_, chunk)) = state.chunks.get(tile.start()) else { return Ok(Unmapped::All) };
-        let several = match chunk.on {
-            On::Nothing(_) => return Ok(Unmapped::All),
-            On::Memory | On::Scrap(_) => chunk.mappings(tile.len()) > 1,
-        };
-        if self.limits.unmap_spans || !several {
-            match self.domain.unmap_exact(tile) {
-                // Some of the mappings may have been gone before.
-                Err(Error::PartialUnmap { .. }) if several => {}
-                answer => return answer,
-            }
-        }
-        let mut found = Unmapped::Nothing;
-        let mut gone = Vec::new();
-        for step in tile.steps(chunk.step(tile.len())) {
-            match self.domain.unmap_exact(step) {
-                Ok(Unmapped::All) => {
-                    found = Unmapped::All;
-                    gone.push(step);
-                }
-                Ok(Unmapped::Nothing) => gone.push(step),
-                Err(error) => {
-                    self.put_back(chunk, &gone);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(found)
-    }
-}
-
-impl AddressSpace {
-    /// Scrap again behind those parts of a chunk that went before one that would not go, so that
-    /// the chunk is whole, as the books say.
-    fn put_back(&self, chunk: &Chunk, parts: &[IovaRange]) {
-        let On::Scrap(scrap) = &chunk.on else { return };
-        for part in parts {
-            if let Err(error) = self.domain.map(*part, &scrap.memory().backing(), chunk.prot) {
-                tracing::error!(%part, %error, "a part of a chunk on scrap has nothing behind it");
-            }
-        }
-    }
-}
-
-impl State {
-    /// The chunks that make up `range`.
-    pub(crate) fn tiles(&self, range: IovaRange) -> Result<Vec<IovaRange>> {
-        self.chunks.tiles(range).map_err(|why| why.of(range))
-    }
-
-    /// The same in the list that is kept for that: [`State::put_away`] afterwards.
-    pub(crate) fn take_tiles(&mut self, range: IovaRange) -> Result<Vec<IovaRange>> {
-        let mut list = std::mem::take(&mut self.list);
-        match self.chunks.list_tiles(range, &mut list) {
-            Ok(()) => Ok(list),
-            Err(why) => {
-                self.put_away(list);
-                Err(why.of(range))
-            }
-        }
-    }
-
-    /// The list that was taken is not needed any more.
-    pub(crate) fn put_away(&mut self, mut list: Vec<IovaRange>) {
-        list.clear();
-        self.list = list;
-    }
-
-    /// Adds a chunk, and room for it in the list.
-    pub(crate) fn add(&mut self, range: IovaRange, chunk: Chunk) -> Result<(), IovaRange> {
-        self.chunks.insert(range, chunk)?;
-        self.list.reserve(self.chunks.len());
-        Ok(())
-    }
-
-    /// Records what a chunk stands on, keeps the count of mappings, and gives what it stood on.
-    pub(crate) fn set(&mut self, tile: IovaRange, on: On) -> Option<On> {
-        let chunk = self.chunks.get_mut(tile)?;
-        let before = chunk.mappings(tile.len());
-        let old = std::mem::replace(&mut chunk.on, on);
-        let after = chunk.mappings(tile.len());
-        self.mappings = self.mappings - before + after;
-        Some(old)
-    }
-
-    /// Whether the domain has room for `more` mappings.
-    pub(crate) fn check_room(&self, limits: &Limits, more: u64) -> Result<()> {
-        match limits.max_mappings {
-            Some(limit) if self.mappings.saturating_add(more) > limit => {
-                Err(Error::MappingLimit { limit })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl NotTiled {
-    fn of(self, range: IovaRange) -> Error {
-        match self {
-            Self::Gap(at) => Error::NotMapped { range, at },
-            Self::Bisects(mapping) => Error::Bisects { range, mapping },
-        }
     }
 }
 
