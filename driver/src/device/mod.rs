@@ -1,35 +1,35 @@
-//! The device: bring-up, what it offers, the objects made from it, and teardown.
+//! The device: what it offers, and the objects made from it.
 //!
-//! Bring-up follows Linux's `pvrdma_pci_probe`: bus master on, version, shared region, check the
-//! capabilities, interrupts, ACTIVATE. Teardown happens when the last object that needs the
-//! device is gone: GIDs unbound, interrupts off, RESET (where that is usable), bus master off.
+//! Teardown happens when the last object that needs the device is gone: GIDs unbound, interrupts
+//! off, RESET (where that is usable), bus master off.
+
+mod bring_up;
+mod teardown;
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use holdfast_wire::attr::PortAttr;
-use holdfast_wire::dsr::{Caps, GID_TYPE_ROCE_V1, GID_TYPE_ROCE_V2, MODE_ROCE};
-use holdfast_wire::uar::UAR_PAGE_SIZE;
+use holdfast_wire::dsr::Caps;
 use holdfast_wire::{cmd, regs};
 
+pub use self::bring_up::Options;
 use crate::account::Key;
 use crate::command::CommandChannel;
 use crate::cq::CompletionQueue;
-use crate::dma::{DmaAllocator, DmaBuffer};
+use crate::dma::DmaAllocator;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventRings};
-use crate::interrupts::{Interrupts, Vectors};
+use crate::interrupts::Vectors;
 use crate::keys::KeyPool;
 use crate::limits::{Counts, Limits};
 use crate::mr::MemoryRegion;
-use crate::pages::PageDirectory;
 use crate::pd::ProtectionDomain;
 use crate::qp::QueuePair;
 use crate::qp_config::QpConfig;
-use crate::quirks::{Facts, Quirks};
+use crate::quirks::Quirks;
 use crate::registers::{Control, Registers};
 use crate::removal::Removal;
 use crate::shared_region::Region;
@@ -40,29 +40,6 @@ use crate::uar::{PagePool, Uar};
 const BIND_MTU: u32 = 1024;
 /// "No VLAN", as Linux's driver says it in CREATE_BIND.
 const NO_VLAN: u32 = 0xfff;
-/// Most handles of a kind that the start-up sweep tries.
-const SWEEP_LIMIT: u32 = 4096;
-
-/// How to open a device.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// How long to wait for the answer to a command.
-    pub command_deadline: Duration,
-    /// How events and notifications are to be learned of.
-    pub interrupts: Interrupts,
-    /// On devices that keep the objects of a driver that died, destroy those first.
-    pub sweep_stale_objects: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            command_deadline: Duration::from_secs(10),
-            interrupts: Interrupts::Polling,
-            sweep_stale_objects: true,
-        }
-    }
-}
 
 /// A running PVRDMA device.
 pub struct Device {
@@ -97,98 +74,6 @@ impl std::fmt::Debug for Device {
 }
 
 impl Device {
-    /// Brings the device up. Blocks for register accesses and a command or two (thousands, when
-    /// stale objects have to be swept).
-    pub fn open(
-        transport: Arc<dyn holdfast_vfio::Device>,
-        dma: Arc<dyn DmaAllocator>,
-        options: Options,
-    ) -> Result<Arc<Self>> {
-        let registers = Registers::new(transport.clone());
-        registers.check_identity()?;
-        // Without it the device cannot read its shared region, and says so by silence.
-        registers.set_bus_master(true)?;
-        let version = registers.version()?;
-        if !(regs::VERSION_MIN..=regs::VERSION_MAX).contains(&version) {
-            return Err(Error::Version { version });
-        }
-        let extension = registers.extension()?;
-        if extension.is_some() {
-            // The last owner may have died with queues running, whose addresses now mean other
-            // memory. Only of a device with the extension is it known that a reset is quick and
-            // thorough; others are swept once they are up.
-            registers.control(Control::Reset)?;
-        }
-        let bar = transport
-            .region(regs::BAR_UAR)
-            .map_err(Error::transport("looking at the doorbell BAR"))?;
-        let uar_base_pfn = transport
-            .bus_address(regs::BAR_UAR)
-            .map_err(Error::transport("looking for the doorbell BAR's address"))?
-            / UAR_PAGE_SIZE as u64;
-
-        let region = Region::new(dma.as_ref(), version, uar_base_pfn)?;
-        // From here on the device may know the region: it has to be stopped before that goes.
-        let stop = StopOnError::new(&registers);
-        let caps = region.load(&registers)?;
-        check_caps(version, &caps)?;
-        let quirks = Quirks::detect(Facts { version, caps: &caps, extension });
-        let mut limits = Limits::new(&caps, &quirks, bar.size);
-
-        let vectors = match options.interrupts {
-            Interrupts::Polling => None,
-            Interrupts::Eventfd => {
-                let vectors = Vectors::new(&transport)?;
-                registers.mask_interrupts(false)?;
-                Some(vectors)
-            }
-        };
-        let removal = Removal::new(&transport);
-        if !quirks.stays_active || !registers.left_active()? {
-            registers.control(Control::Activate)?;
-            match registers.error()? {
-                0 => {}
-                code => return Err(Error::Activate { code }),
-            }
-        }
-        let channel = CommandChannel::new(
-            registers.clone(),
-            region.request.clone(),
-            region.response.clone(),
-            &quirks,
-            options.command_deadline,
-        );
-        let port = channel.execute(query_port(1))?.attrs;
-        limits = limits.with_port(&port, &quirks);
-        let rings = EventRings::new(&region.events, &region.notifications)?;
-        stop.disarm();
-        let device = Arc::new(Self {
-            transport,
-            dma,
-            registers,
-            channel,
-            counts: Counts::new(&limits),
-            uar_pages: Mutex::new(PagePool::new(limits.max_uar)),
-            keys: Mutex::default(),
-            gids: Mutex::default(),
-            rings,
-            vectors,
-            removal,
-            version,
-            caps,
-            limits,
-            quirks,
-            uar_base_pfn,
-            unreachable: AtomicBool::new(false),
-            region: Some(region),
-        });
-        if quirks.keeps_stale_objects && options.sweep_stale_objects {
-            device.sweep();
-        }
-        tracing::debug!(version, fw = caps.fw_ver, ?quirks, "device is up");
-        Ok(device)
-    }
-
     /// Capabilities as the device reports them; [`Device::limits`] are what can be relied on.
     pub fn caps(&self) -> &Caps {
         &self.caps
@@ -429,37 +314,6 @@ impl Device {
         lock(&self.keys).is_retired(key)
     }
 
-    /// Frees an object's rings, unless the device may still use them.
-    pub(crate) fn release_memory(
-        &self,
-        what: &'static str,
-        mut destroyed: Result<()>,
-        memory: Option<(Arc<DmaBuffer>, PageDirectory)>,
-    ) {
-        if destroyed.is_ok() && !self.quirks.answers_everything {
-            // Nobody said that the object is gone. Commands are carried out in order, so an answer
-            // to a later one says it.
-            destroyed = self.query_port(1).map(drop);
-        }
-        // A device that is gone has taken its objects with it.
-        if let Err(error) = destroyed
-            && !error.is_gone()
-        {
-            tracing::error!(%error, what, "an object was not destroyed; its memory is not reused");
-            std::mem::forget(memory);
-        }
-    }
-
-    /// Keeps memory out of use for good if the device may still carry out the command that was to
-    /// create an object in it; gives the error back.
-    pub(crate) fn not_created<T>(&self, what: &'static str, error: Error, memory: T) -> Error {
-        if error.device_may_act() {
-            tracing::error!(%error, what, "an object may have been created; its memory is not reused");
-            std::mem::forget(memory);
-        }
-        error
-    }
-
     fn destroy_bind(&self, index: u32, dest_gid: [u8; 16]) -> Result<()> {
         self.channel
             .execute(cmd::DestroyBind {
@@ -470,95 +324,6 @@ impl Device {
             })
             .map(drop)
     }
-
-    /// Destroys whatever a driver that died has left: every plausible handle, in safe order.
-    fn sweep(&self) {
-        let hdr = Default::default;
-        let handles = |limit: u32| 0..limit.min(SWEEP_LIMIT);
-        let mut taken = 0u32;
-        let mut count = |result: Result<()>| taken += u32::from(result.is_ok());
-        for qp_handle in handles(self.limits.max_qp) {
-            let request = cmd::DestroyQp { hdr: hdr(), qp_handle, reserved: 0 };
-            count(self.channel.execute(request).map(drop));
-        }
-        for srq_handle in handles(self.limits.max_srq) {
-            let request = cmd::DestroySrq { hdr: hdr(), srq_handle, reserved: 0 };
-            count(self.channel.execute(request).map(drop));
-        }
-        for cq_handle in handles(self.limits.max_cq) {
-            let request = cmd::DestroyCq { hdr: hdr(), cq_handle, reserved: 0 };
-            count(self.channel.execute(request).map(drop));
-        }
-        for mr_handle in handles(self.limits.max_mr) {
-            let request = cmd::DestroyMr { hdr: hdr(), mr_handle, reserved: 0 };
-            count(self.channel.execute(request).map(drop));
-        }
-        for pd_handle in handles(self.limits.max_pd) {
-            let request = cmd::DestroyPd { hdr: hdr(), pd_handle, reserved: 0 };
-            count(self.channel.execute(request).map(drop));
-        }
-        for ctx_handle in handles(self.limits.max_uar) {
-            let request = cmd::DestroyUc { hdr: hdr(), ctx_handle, reserved: 0 };
-            count(self.channel.execute(request).map(drop));
-        }
-        // Some of these commands succeed whether the object was there or not.
-        tracing::debug!(taken, "swept the objects of earlier drivers");
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let gids = std::mem::take(&mut *lock(&self.gids));
-        for (index, gid) in gids {
-            if let Err(error) = self.destroy_bind(index, gid)
-                && !error.is_gone()
-            {
-                tracing::warn!(%error, index, "a GID was not unbound");
-            }
-        }
-        if self.vectors.take().is_some()
-            && let Err(error) = self.registers.mask_interrupts(true)
-        {
-            tracing::warn!(%error, "interrupts were not masked");
-        }
-        let reset = if self.quirks.reset_unusable {
-            Ok(())
-        } else {
-            self.registers.control(Control::Reset)
-        };
-        let stopped = reset.and_then(|()| self.registers.set_bus_master(false));
-        if let Err(error) = stopped {
-            tracing::error!(%error, "the device was not stopped; its memory is not reused");
-            std::mem::forget(self.region.take());
-        }
-    }
-}
-
-/// Stops a device whose bring-up failed half way.
-struct StopOnError<'a> {
-    registers: Option<&'a Registers>,
-}
-
-impl<'a> StopOnError<'a> {
-    fn new(registers: &'a Registers) -> Self {
-        Self { registers: Some(registers) }
-    }
-
-    fn disarm(mut self) {
-        self.registers = None;
-    }
-}
-
-impl Drop for StopOnError<'_> {
-    fn drop(&mut self) {
-        // Not RESET: which devices survive that is not known yet. Without bus mastering the
-        // device reaches no memory.
-        if let Some(registers) = self.registers
-            && let Err(error) = registers.set_bus_master(false)
-        {
-            tracing::warn!(%error, "bus mastering was not turned off");
-        }
-    }
 }
 
 fn query_port(port: u8) -> cmd::QueryPort {
@@ -567,17 +332,4 @@ fn query_port(port: u8) -> cmd::QueryPort {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The device must be RoCE with exactly one GID type, and version 17 knows only the first.
-fn check_caps(version: u32, caps: &Caps) -> Result<()> {
-    let one_type = match caps.gid_types {
-        GID_TYPE_ROCE_V1 => true,
-        GID_TYPE_ROCE_V2 => version >= regs::VERSION_ROCE_V2,
-        _ => false,
-    };
-    if caps.mode != MODE_ROCE || !one_type {
-        return Err(Error::NotRoce { mode: caps.mode, gid_types: caps.gid_types });
-    }
-    Ok(())
 }
