@@ -285,9 +285,15 @@ impl State {
         self.let_go.is_some()
     }
 
-    /// The operation is over: pages may be faulted in again, and stay.
-    pub fn over(&mut self) {
-        self.let_go = None;
+    /// Somebody who began to look in `epoch` saw the operation end: pages may be faulted in again,
+    /// and stay. `false` when there was a break since: what was seen was another one's end, and the
+    /// operation of that break may still wait.
+    pub fn over(&mut self, epoch: u64) -> bool {
+        let seen = self.epoch == epoch;
+        if seen {
+            self.let_go = None;
+        }
+        seen
     }
 
     /// Where the file ends, if a region stands on it beyond that. One `fstat` for each region.
@@ -385,6 +391,23 @@ mod tests {
     use holdfast_dax::notify::MappingId;
 
     use super::*;
+
+    #[test]
+    fn the_end_of_an_earlier_operation_is_not_that_of_a_later_one() {
+        let file = GuardedFile::new(Subject::Mapping(MappingId(1)), None, None);
+        let mut state = file.lock();
+        let before = state.epoch;
+        state.start_break(
+            Why::unknown(NotifierKind::Kprobe),
+            Order::FenceFirst,
+            &Publisher::default(),
+        );
+        state.let_go = Some((0, Instant::now() + REFAULTS));
+        assert!(!state.over(before), "it was seen before the break");
+        assert!(state.keep_out(), "the page stays out of page tables");
+        let now = state.epoch;
+        assert!(state.over(now) && !state.keep_out());
+    }
 
     #[test]
     fn an_announcement_explains_the_next_break_and_no_later_one() {

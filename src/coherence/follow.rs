@@ -181,9 +181,11 @@ fn settle(
     for region in regions {
         present.push(present_parts(region)?);
     }
-    // That took the file's lock, so the operation is over. Before it is, no page may be faulted in:
-    // it may be the one that the operation waits for.
-    file.lock().over();
+    // That took the file's lock, so the operation is over, unless there was another break meanwhile.
+    // Before it is, no page may be faulted in: it may be the one that the operation waits for.
+    if !file.lock().over(epoch) {
+        return Ok(false);
+    }
     for (region, parts) in regions.iter().zip(&present) {
         if !region.faults_on_its_own() {
             touch_small(region, parts);
