@@ -3,7 +3,7 @@
 //! This runs on a thread of its own, because looking at the file waits for the operation that is
 //! under way, and the guard must never wait. The steps, for a file that needs a pin:
 //!
-//! 1. Which parts have blocks (this takes the inode's lock, so the operation is over; no pin of
+//! 1. Which parts have blocks (for this the file's lock is taken, so the operation is over; no pin of
 //!    ours is in force, so it does not wait for us). They are faulted in for writing, which gives
 //!    shared blocks copies of their own and turns unwritten ones into written ones.
 //! 2. The pin is taken. From here on no layout operation passes. What an operation between 1 and 2

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
+use nix::sys::uio::pread;
 
 use crate::memory::Behind;
 use crate::open::system_page_size;
@@ -87,6 +88,14 @@ fn clip(extent: &FiemapExtent, from: u64, to: u64) -> Option<Segment> {
     })
 }
 
+/// Waits until an operation on the file's layout that is under way is over: reads a byte, for which
+/// the file system takes the file's lock. (FIEMAP takes it as well, but for ext4's of Linux 6.1.) The
+/// file must be open for reading. For ever, if the operation waits for a pin of the caller's.
+pub(crate) fn await_operations(fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    pread(fd, &mut [0; 1], offset).map(drop)
+}
+
 /// What is left of a file under a region: the ranges, from the region's start and in whole pages,
 /// that lie before the file's end and have blocks. Populating those allocates nothing new (a
 /// shared or unwritten extent among them is given blocks of its own, or converted).
@@ -108,11 +117,9 @@ pub fn allocated(memory: &Memory) -> Result<Vec<Range<u64>>> {
     if visible == 0 || memory.kind() != Kind::FsDax {
         return Ok(whole(visible));
     }
-    let segments = layout(fd, offset, visible).map_err(|errno| Error::File {
-        call: "FIEMAP",
-        path: path(),
-        errno,
-    })?;
+    let failed = |call| move |errno| Error::File { call, path: path(), errno };
+    await_operations(fd, offset).map_err(failed("pread"))?;
+    let segments = layout(fd, offset, visible).map_err(failed("FIEMAP"))?;
     Ok(join(segments.iter().map(|part| part.offset - offset..part.end() - offset), page, visible))
 }
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::guard::Guard;
 use super::pipe::Pipe;
-use crate::fsdax::{SystemRam, why_not_dax};
+use crate::fsdax::{SystemRam, await_operations, why_not_dax};
 use crate::notify::Probe;
 use crate::pagemap::{Entry, Pagemap};
 use crate::{Error, FileId, Result, sys};
@@ -74,7 +74,8 @@ impl Pin {
     /// `file` must be open for reading and writing; the pin keeps a duplicate.
     ///
     /// Refuses a file that is not DAX ([`Error::NotDax`]): there the pin would hold nothing. Waits
-    /// as a page fault does, for as long as a layout operation keeps faults out.
+    /// until an operation that is under way is over: for ever, if that waits for a pin of the
+    /// caller's.
     ///
     /// Before Linux 6.15 one page is not enough where somebody syncs the file: see
     /// [`Self::take_several`].
@@ -122,6 +123,11 @@ impl Pin {
             if tries > TRIES {
                 return Err(Error::Restless { file: id, tries: TRIES });
             }
+            // An operation that waits for the page already (for the last pin, say, which was let go a
+            // moment ago) took it out of page tables before and does not again: were the page
+            // pinned once more, it would wait on, and the guard page would never show it.
+            await_operations(file.as_fd(), file_offset)
+                .map_err(failed("pread", "is the file still there?"))?;
             guard.populate().map_err(failed(
                 "MADV_POPULATE_WRITE",
                 "is the page before the end of the file, and is there room on the file system?",

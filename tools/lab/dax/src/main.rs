@@ -8,6 +8,7 @@
 mod case;
 mod expected;
 mod handover;
+mod meeting;
 mod notices;
 mod operation;
 mod operations;
@@ -128,6 +129,7 @@ fn run(cli: &Cli) -> Result<bool> {
             let recent = expected::recent_kernel()?;
             pins::run(&mut report, folder, recent)?;
             synced::run(&mut report, folder, recent);
+            meeting::run(&mut report, folder);
         }
         Part::OwnPin { folder } => handover::serve(folder)?,
         Part::Table => print!("{}", expected::markdown()),
