@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,12 +36,7 @@ impl Served {
 
     /// What the control socket answers.
     fn ask(&self, what: &str) -> serde_json::Value {
-        let mut stream = UnixStream::connect(self.path("control")).unwrap();
-        writeln!(stream, "{what}").unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+        support::ask(self.path("control").as_ref(), what)
     }
 
     /// Processor time used so far.

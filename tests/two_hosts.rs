@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -11,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::PATIENCE;
+use support::{NicProcess, PATIENCE};
 
 const WIRE: &str = "wire";
 
@@ -94,36 +93,12 @@ fn ip(args: &[&str]) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// A `holdfast nic` on a host, and what it said when it was ready.
-struct Nic {
-    child: Child,
-    ready: Value,
-}
-
-impl Nic {
-    fn start(hosts: &Hosts, host: usize, args: &[&str]) -> Self {
-        let mut child = hosts.holdfast(host, &[&["nic", "--json"], args].concat());
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("its output is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("it prints a ready line");
-        let ready = serde_json::from_str(&line).expect("a ready line");
-        Self { child, ready }
-    }
-}
-
-impl Drop for Nic {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Two hosts with a NIC each, joined.
 struct Rig {
     sockets: [String; 2],
     /// Of the second host's NIC.
     control: PathBuf,
-    _nics: [Nic; 2],
+    _nics: [NicProcess; 2],
     _folder: tempfile::TempDir,
     hosts: Hosts,
 }
@@ -136,12 +111,13 @@ impl Rig {
         let listen = format!("tcp:{}:0", hosts.address(0));
         let control = folder.path().join("control");
         let name = control.to_str().expect("UTF-8");
-        let a = ["--socket", &sockets[0], "--link-listen", &listen];
-        let a = Nic::start(&hosts, 0, &a);
-        let link = a.ready["link_listen"][0].as_str().expect("an address");
+        let a = ["nic", "--json", "--socket", &sockets[0], "--link-listen", &listen];
+        let (a, ready) = NicProcess::ready(hosts.holdfast(0, &a));
+        let ready: Value = serde_json::from_str(&ready).expect("a JSON object");
+        let link = ready["link_listen"][0].as_str().expect("an address");
         assert!(!link.ends_with(":0"), "the port that was found: {link}");
-        let b = ["--socket", &sockets[1], "--control", name, "--link-connect", link];
-        let b = Nic::start(&hosts, 1, &b);
+        let b = ["nic", "--socket", &sockets[1], "--control", name, "--link-connect", link];
+        let (b, _) = NicProcess::ready(hosts.holdfast(1, &b));
         Self { sockets, control, _nics: [a, b], _folder: folder, hosts }
     }
 

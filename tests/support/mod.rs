@@ -7,7 +7,7 @@
 
 #![allow(dead_code)] // every test uses a part of it
 
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -67,17 +67,24 @@ pub struct NicProcess {
 impl NicProcess {
     /// Starts it with these arguments and waits until clients can connect.
     pub fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        let child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
             .arg("nic")
             .args(args)
             .stdout(Stdio::piped())
             .spawn()
             .expect("holdfast nic starts");
-        let mut line = String::new();
+        Self::ready(child).0
+    }
+
+    /// Waits until clients can connect to one that was started, its output piped; gives the line
+    /// that said so as well.
+    pub fn ready(mut child: Child) -> (Self, String) {
         let stdout = child.stdout.take().expect("its output is piped");
+        let process = Self { child };
+        let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).expect("it prints a ready line");
-        assert!(!line.is_empty(), "holdfast nic {args:?} ended before it was ready");
-        Self { child }
+        assert!(!line.is_empty(), "holdfast nic ended before it was ready");
+        (process, line)
     }
 
     pub fn id(&self) -> u32 {
@@ -351,12 +358,19 @@ pub fn scattered(region: &MemoryRegion, offset: usize, len: usize, parts: usize)
     slices
 }
 
+/// What a NIC process' control socket answers.
+pub fn ask(control: &Path, what: &str) -> serde_json::Value {
+    let mut stream = UnixStream::connect(control).expect("the control socket is served");
+    writeln!(stream, "{what}").expect("it reads");
+    stream.shutdown(Shutdown::Write).expect("it is connected");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
 /// Requests that the NICs of a process have completed, as its control socket tells.
 pub fn completed(control: &Path) -> u64 {
-    let mut stream = UnixStream::connect(control).expect("the control socket is served");
-    writeln!(stream, "counters").expect("it reads");
-    stream.shutdown(Shutdown::Write).expect("it is connected");
-    let counters: serde_json::Value = serde_json::from_reader(stream).expect("an object");
+    let counters = ask(control, "counters");
     let nics = counters["nics"].as_array().expect("NICs").iter();
     nics.map(|nic| nic["engine"]["completions"].as_u64().expect("a count")).sum()
 }

@@ -55,7 +55,7 @@ impl Segment {
 /// file's end, where blocks were preallocated.
 ///
 /// Blocks while an operation that changes the layout runs, for ever if that operation waits for a
-/// pin that the caller holds.
+/// pin that the caller holds; on ext4 of Linux 6.1 it does not.
 pub fn layout(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Vec<Segment>, Errno> {
     let end = offset.saturating_add(len);
     let mut segments: Vec<Segment> = Vec::new();

@@ -8,7 +8,7 @@ numbers=/job/out/numbers
 mkdir -p $numbers
 
 case $SUITE in
-# The smaller the region, the more operations a minute: thousands in all.
+# The smaller the region, the more operations a minute.
 coherence-long) storm=600 short=60 kills=500 size=2 within=1000 ;;
 # A machine that does other things besides may be slow once.
 *) storm=60 short=12 kills=8 size=4 within=3000 ;;

@@ -66,9 +66,10 @@
 //! EINVAL. Nothing unwinds into C: a panic ends at the entry point, which answers EIO.
 //!
 //! # Rooms
-//! `abi`: the structures of verbs.h, from a crate of their own. `exports`: the C entry points, thin. `state`: objects and
-//! commands. `hca`: queues, the engine's side. `memory`, `ranges`: registered memory. `channel`:
-//! completion events. `process`: the lock, the thread, the links. `config`: the environment.
+//! `abi`: the structures of verbs.h, from a crate of their own. `exports`: the C entry points, thin.
+//! `state`: objects and commands. `hca`: queues, the engine's side. `memory`, `ranges`: registered
+//! memory. `channel`: completion events. `process`: the lock, the thread, the links. `config`: the
+//! environment.
 
 pub use holdfast_verbs_abi as abi;
 mod channel;

@@ -48,11 +48,11 @@ fn shows(files: &Files, number: u32) -> Result<()> {
         }
     };
     let start = Instant::now();
-    while !pin.disturbed()? && start.elapsed() < LIMIT {
+    while !pin.disturbed()? {
+        // Dropped, it lets the operation go.
+        let shown = start.elapsed() < LIMIT;
+        ensure!(shown, "pin {number} shows nothing, and an operation waits for it");
         std::thread::yield_now();
     }
-    let shown = pin.disturbed()?;
-    pin.release()?;
-    ensure!(shown, "pin {number} shows nothing, and an operation waits for it");
-    Ok(())
+    Ok(pin.release()?)
 }
