@@ -9,9 +9,9 @@ mkdir -p $numbers
 
 case $SUITE in
 # The smaller the region, the more operations a minute.
-coherence-long) storm=600 short=60 kills=500 size=2 within=1000 ;;
+coherence-long) storm=600 operations=2000 short=60 kills=150 size=2 within=1000 ;;
 # A machine that does other things besides may be slow once.
-*) storm=60 short=12 kills=8 size=4 within=3000 ;;
+*) storm=60 operations=0 short=12 kills=8 size=4 within=3000 ;;
 esac
 case $ROW in
 *"misses fail") misses=--misses-fail ;;
@@ -64,7 +64,7 @@ while :; do
     sleep 0.02
 done &
 syncer=$!
-run storm --seconds $storm --regions 3
+run storm --seconds $storm --operations $operations --regions 3
 kill $syncer
 if [ -z "$misses" ]; then
     run guard_page --seconds $short --notifier guard-page

@@ -103,9 +103,12 @@ struct RunOptions {
     /// The NIC whose peer writes it
     #[arg(long)]
     peer: DeviceAddress,
-    /// How long
+    /// How long at least
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Go on until so many operations were done, however long that takes
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    operations: u64,
     /// What the order of operations comes from [default: the time]
     #[arg(long)]
     seed: Option<u64>,
@@ -246,6 +249,7 @@ fn run(options: &RunOptions) -> Result<bool> {
         device: options.device.clone(),
         peer: options.peer.clone(),
         time: Duration::from_secs(options.seconds),
+        operations: options.operations,
         seed,
         size: options.size << 20,
         guarded,

@@ -38,7 +38,10 @@ pub struct Plan {
     pub folder: PathBuf,
     pub device: holdfast::DeviceAddress,
     pub peer: holdfast::DeviceAddress,
+    /// It goes on at least so long,
     pub time: Duration,
+    /// and until so many operations were done.
+    pub operations: u64,
     pub seed: u64,
     pub size: u64,
     pub guarded: bool,
@@ -131,7 +134,9 @@ impl Storm {
     fn steps(&mut self, start: Instant) -> Result<()> {
         self.arrives().context("before the storm")?;
         let mut tracing = self.plan.stop_tracing;
-        while start.elapsed() < self.plan.time {
+        while start.elapsed() < self.plan.time
+            || self.figures.operations() < self.plan.operations
+        {
             if tracing && start.elapsed() > self.plan.time / 2 {
                 tracing = false;
                 self.causes = false;
@@ -166,7 +171,7 @@ impl Storm {
             ledger.quiet()?;
         }
         let failed = self.ends.failed();
-        let (what, ended) = if self.plan.guarded && self.random.one_in(3) {
+        let (what, ended) = if self.plan.guarded && self.random.one_in(2) {
             (self.timed("operating", Self::burst)?, None)
         } else {
             let (operation, ended) = self.timed("operating", Self::single)?;
@@ -242,7 +247,7 @@ impl Storm {
 
     /// Several operations by several processes at once.
     fn burst(&mut self) -> Result<Vec<Operation>> {
-        let count = 2 + self.random.below(5) as usize;
+        let count = 2 + self.random.below(11) as usize;
         let mut operations = Vec::new();
         while operations.len() < count {
             let operation = self.choose();
