@@ -73,8 +73,10 @@ enum Verb {
     },
     /// Sets what was measured with both drivers side by side
     Table {
-        /// Folder with `lab-peer measure`'s JSON, perftest's output and `holdfast bench`'s JSON
-        folder: PathBuf,
+        /// A folder for each round, with `lab-peer measure`'s JSON, perftest's output and `holdfast
+        /// bench`'s JSON
+        #[arg(required = true)]
+        rounds: Vec<PathBuf>,
         /// Where to write the table as JSON
         #[arg(long)]
         json: PathBuf,
@@ -119,6 +121,6 @@ fn run(verb: Verb) -> Result<bool> {
             println!("{} {mac}", Ipv6Addr::from(gid));
             Ok(true)
         }
-        Verb::Table { folder, json } => table::run(&folder, &json).map(|()| true),
+        Verb::Table { rounds, json } => table::run(&rounds, &json).map(|()| true),
     }
 }
