@@ -1,5 +1,5 @@
-//! The few kernel calls that neither std nor nix has: statx's attributes, FIEMAP, vmsplice of a
-//! page, and how many bytes a pipe holds.
+//! The few kernel calls that neither std nor nix has: statx's attributes, FIEMAP, a read that does
+//! not wait, vmsplice of a page, and how many bytes a pipe holds.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -79,6 +79,17 @@ pub fn fiemap(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<Vec<FiemapExte
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FIEMAP, &raw mut request) })?;
     let mapped = (request.mapped as usize).min(BATCH);
     Ok(request.extents[..mapped].to_vec())
+}
+
+/// Reads a byte, if that can be done without waiting for a lock or for I/O (`RWF_NOWAIT`); else
+/// EAGAIN. EOPNOTSUPP where the file's kind cannot say.
+pub fn read_without_waiting(fd: BorrowedFd<'_>, offset: i64) -> Result<(), Errno> {
+    let mut byte = 0_u8;
+    let iovec = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: the kernel writes at most one byte to `byte`, which outlives the call.
+    let read =
+        unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iovec, 1, offset, libc::RWF_NOWAIT) };
+    Errno::result(read).map(drop)
 }
 
 /// Puts a reference to the page at `page` into a pipe, without waiting; the bytes that went in.

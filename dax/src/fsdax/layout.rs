@@ -15,7 +15,7 @@ use nix::sys::uio::pread;
 use crate::memory::Behind;
 use crate::open::system_page_size;
 use crate::sys::{FiemapExtent, fiemap};
-use crate::{Error, Kind, Memory, Result};
+use crate::{Error, Kind, Memory, Result, sys};
 
 const LAST: u32 = 0x1;
 const UNKNOWN: u32 = 0x2;
@@ -94,6 +94,17 @@ fn clip(extent: &FiemapExtent, from: u64, to: u64) -> Option<Segment> {
 pub(crate) fn await_operations(fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
     let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
     pread(fd, &mut [0; 1], offset).map(drop)
+}
+
+/// Whether somebody has the file's lock at this moment, as an operation on its layout has while it
+/// waits for a pin, and a `write` while it copies. `false` where the file system cannot say.
+pub(crate) fn is_locked(fd: BorrowedFd<'_>, offset: u64) -> Result<bool, Errno> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    match sys::read_without_waiting(fd, offset) {
+        Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(false),
+        Err(Errno::EAGAIN) => Ok(true),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// What is left of a file under a region: the ranges, from the region's start and in whole pages,

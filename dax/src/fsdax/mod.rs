@@ -26,5 +26,5 @@ pub use refuse::NotDax;
 pub use window::{Window, WindowRefusal};
 
 pub(crate) use iomem::SystemRam;
-pub(crate) use layout::{await_operations, check_no_holes, explain_populate};
+pub(crate) use layout::{await_operations, check_no_holes, explain_populate, is_locked};
 pub(crate) use refuse::why_not_dax;

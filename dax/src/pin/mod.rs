@@ -22,6 +22,9 @@
 //! release; and do not populate the file again before the operation has ended, which
 //! [`allocated`](crate::allocated) waits for.
 //!
+//! Several processes may pin a file, by the same page or not. An operation waits for all of them, and
+//! shows at each: a pin that an operation would not show at is not taken.
+//!
 //! The pin does not see everything: xfs's SWAPEXT and ext4's SWAP_BOOT exchange blocks without
 //! looking (the guard page's entry shows it afterwards), and closing the last descriptor of an
 //! unlinked file frees its blocks on Linux 6.1 and 6.12, wherefore a pin keeps the file open.

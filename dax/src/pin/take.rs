@@ -3,18 +3,23 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::guard::Guard;
 use super::pipe::Pipe;
-use crate::fsdax::{SystemRam, await_operations, why_not_dax};
+use crate::fsdax::{SystemRam, await_operations, is_locked, why_not_dax};
 use crate::notify::Probe;
 use crate::pagemap::{Entry, Pagemap};
 use crate::{Error, FileId, Result, sys};
 
 /// How often a page that moves while it is being pinned is tried again.
 const TRIES: u32 = 16;
+/// How long a file's lock may be held by somebody who waits for nothing.
+const A_WRITE: Duration = Duration::from_millis(200);
+/// Between looks at it.
+const A_MOMENT: Duration = Duration::from_micros(200);
 
 /// A file's layout, held. See the module's text for what waits for it and what does not.
 ///
@@ -117,6 +122,7 @@ impl Pin {
         ))?;
         let pipe = Pipe::new(1 + others.len())
             .map_err(failed("pipe2", "raise the limit on open files"))?;
+        let unreadable = failed("pread", "is the file still there?");
         let mut tries = 0;
         let pinned = loop {
             tries += 1;
@@ -126,8 +132,7 @@ impl Pin {
             // An operation that waits for the page already (for the last pin, say, which was let go a
             // moment ago) took it out of page tables before and does not again: were the page
             // pinned once more, it would wait on, and the guard page would never show it.
-            await_operations(file.as_fd(), file_offset)
-                .map_err(failed("pread", "is the file still there?"))?;
+            await_operations(file.as_fd(), file_offset).map_err(unreadable)?;
             guard.populate().map_err(failed(
                 "MADV_POPULATE_WRITE",
                 "is the page before the end of the file, and is there room on the file system?",
@@ -139,9 +144,13 @@ impl Pin {
             if let Some(entry) = put
                 && put_others(file.as_fd(), others, &pagemap, &pipe)
             {
-                break entry;
+                // Nor may one have come since that waits for the pin of another process.
+                let shows = || guard.entry(&pagemap).is_ok_and(|now| now != entry);
+                if none_waits(file.as_fd(), file_offset, shows).map_err(unreadable)? {
+                    break entry;
+                }
             }
-            // Gone already: an operation waits, and finds nothing to wait for now.
+            // An operation waits, and finds nothing of ours to wait for now.
             let _ = guard.forget();
             pipe.drain().map_err(failed("read", "the pipe cannot be drained"))?;
         };
@@ -271,6 +280,24 @@ fn put_others(file: BorrowedFd<'_>, offsets: &[u64], pagemap: &Pagemap, pipe: &P
         }
     }
     true
+}
+
+/// Whether the file's lock was seen free, or the guard page shows somebody who waits. Whoever takes
+/// the lock after that takes the page out of page tables, and so shows. Whoever has it already may
+/// just write, and be done soon; or it is an operation that waits for somebody else's pin of the
+/// same page and took it out of page tables before it was in ours, so that it would never show.
+fn none_waits(file: BorrowedFd<'_>, offset: u64, shows: impl Fn() -> bool) -> Result<bool, Errno> {
+    let start = Instant::now();
+    while is_locked(file, offset)? {
+        if shows() {
+            return Ok(true);
+        }
+        if start.elapsed() > A_WRITE {
+            return Ok(false);
+        }
+        std::thread::sleep(A_MOMENT);
+    }
+    Ok(true)
 }
 
 impl Drop for Pin {

@@ -100,6 +100,9 @@ enum Part {
     /// Pins a file, hands the pin over and waits (started by the others)
     #[command(hide = true)]
     OwnPin { folder: PathBuf },
+    /// Pins a file over and over while operations come (started by the others)
+    #[command(hide = true)]
+    Meet { path: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -132,6 +135,7 @@ fn run(cli: &Cli) -> Result<bool> {
             meeting::run(&mut report, folder);
         }
         Part::OwnPin { folder } => handover::serve(folder)?,
+        Part::Meet { path } => meeting::serve(path)?,
         Part::Table => print!("{}", expected::markdown()),
         Part::Worker { folder, operation, way } => worker::serve(folder, *operation, *way)?,
     }

@@ -134,9 +134,7 @@ impl Storm {
     fn steps(&mut self, start: Instant) -> Result<()> {
         self.arrives().context("before the storm")?;
         let mut tracing = self.plan.stop_tracing;
-        while start.elapsed() < self.plan.time
-            || self.figures.operations() < self.plan.operations
-        {
+        while start.elapsed() < self.plan.time || self.figures.operations() < self.plan.operations {
             if tracing && start.elapsed() > self.plan.time / 2 {
                 tracing = false;
                 self.causes = false;
