@@ -68,6 +68,9 @@ pub struct State {
     let_go: Option<(u64, Instant)>,
     /// The last announcement, for the cause of what will be found waiting.
     announced: Option<Why>,
+    /// Something that passes pins was announced, and has begun by then at the latest. Page tables may
+    /// go on to show blocks that it took from the file.
+    passed: Option<Instant>,
 }
 
 /// Where a file is.
@@ -111,6 +114,9 @@ impl Why {
 /// How long an announcement explains what is found waiting.
 const FRESH: Duration = Duration::from_secs(2);
 
+/// What was announced, and waits for nobody, has begun after this.
+const BEGUN: Duration = Duration::from_millis(500);
+
 /// How long a page that was pinned is kept out of page tables, if nobody sees the operation end.
 const REFAULTS: Duration = Duration::from_secs(10);
 
@@ -139,6 +145,7 @@ impl GuardedFile {
             forgotten: false,
             let_go: None,
             announced: None,
+            passed: None,
         };
         Self { subject, fd, path, state: Mutex::new(state), turn: Mutex::new(()) }
     }
@@ -180,8 +187,29 @@ impl State {
         self.announced = Some(why);
     }
 
+    /// Something that passes pins was announced: what is looked up from now on may be wrong before it
+    /// is over, and in page tables afterwards.
+    pub fn passes(&mut self) {
+        self.epoch += 1;
+        self.passed = Some(Instant::now() + BEGUN);
+    }
+
+    /// Whether what passes pins may not have begun yet; if it has, whether page tables may show
+    /// blocks that are not the file's any more.
+    pub fn passed(&self) -> (bool, bool) {
+        let later = self.passed.is_some_and(|begun| Instant::now() < begun);
+        (later, self.passed.is_some())
+    }
+
+    /// All regions that follow were looked up anew, in `epoch`.
+    pub fn looked_up(&mut self, epoch: u64) {
+        if self.epoch == epoch {
+            self.passed = None;
+        }
+    }
+
     /// An operation waits (or, where nothing makes it wait, has been): the first step. Regions
-    /// that want time are given it; otherwise everything goes to scrap at once.
+    /// that want time are given it, if it waits; otherwise everything goes to scrap at once.
     pub fn start_break(&mut self, mut why: Why, order: Order, publisher: &Publisher) -> Broke {
         // Whatever it explains, it explains nothing that comes later.
         let announced = self.announced.take();
@@ -193,12 +221,18 @@ impl State {
         }
         self.why = why;
         self.suspected = false;
+        let waits = !self.why.cause.passes_pins();
+        if !waits {
+            self.passes();
+        }
         for region in &self.regions {
+            // What the application said of an earlier operation.
+            region.ready.store(false, Ordering::Release);
             publish(publisher, region, EventKind::Breaking, region.whole(), &self.why, None);
         }
         let hold = |region: &Arc<GuardedRegion>| match region.policy.reaction {
-            Reaction::Hold { deadline } => Some(deadline),
-            Reaction::Retarget | Reaction::Revoke => None,
+            Reaction::Hold { deadline } if waits => Some(deadline),
+            Reaction::Hold { .. } | Reaction::Retarget | Reaction::Revoke => None,
         };
         match self.regions.iter().filter_map(hold).max() {
             Some(deadline) => {

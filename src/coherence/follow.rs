@@ -13,6 +13,10 @@
 //!    the file out of them, so one that came between 1 and 2 shows here, and all begins again.
 //! 4. They are mapped, and `Restored` and `Lost` are published.
 //!
+//! What passes pins (see [`Cause::passes_pins`](holdfast_dax::notify::Cause::passes_pins)) may leave
+//! the blocks that it took in page tables: after one, those are emptied before 1, and not before it
+//! has surely begun.
+//!
 //! An operation that comes after 2 finds the pin and waits. The guard takes the regions away again,
 //! which ends the permits under which 4 is done ([`holdfast_iommu::Permit`]): what was looked up
 //! before is then not mapped any more.
@@ -177,6 +181,10 @@ fn settle(
     if regions.is_empty() {
         return Ok(true);
     }
+    let (later, stale) = file.lock().passed();
+    if later {
+        return Ok(false);
+    }
     let mut present = Vec::with_capacity(regions.len());
     for region in regions {
         present.push(present_parts(region)?);
@@ -188,6 +196,9 @@ fn settle(
     }
     for (region, parts) in regions.iter().zip(&present) {
         if !region.faults_on_its_own() {
+            if stale {
+                region.memory.forget(0, region.whole().len())?;
+            }
             touch_small(region, parts);
             for part in parts {
                 region.memory.populate(part.start, part.len())?;
@@ -259,6 +270,9 @@ fn settle(
                 publish(publisher, region, EventKind::Lost, part, &state.why, None);
             }
         }
+    }
+    if tell == Tell::Everybody {
+        file.lock().looked_up(epoch);
     }
     Ok(true)
 }

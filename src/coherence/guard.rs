@@ -19,7 +19,7 @@ use holdfast_iommu::{Order, Prot};
 use super::event::RegionId;
 use super::follow;
 use super::keeper::KeeperOptions;
-use super::policy::Policy;
+use super::policy::{Policy, Reaction};
 use super::region::{GuardedRegion, Placement};
 use super::shared::{FOLLOW_QUEUE, Handled, Shared};
 use super::stream::Events;
@@ -34,6 +34,8 @@ const IDLE: Duration = Duration::from_millis(100);
 const PINS: Duration = Duration::from_millis(100);
 /// How often files that lost parts are looked at again.
 const LOST: Duration = Duration::from_secs(1);
+/// How much longer than a region's time the keeper must wait: what the guard may need for the rest.
+const MARGIN: Duration = Duration::from_secs(1);
 /// How long it sleeps while a file is busy or a deadline runs.
 const SOON: Duration = Duration::from_millis(1);
 
@@ -132,6 +134,22 @@ impl Guard {
         &self.inner.shared
     }
 
+    /// Refuses a region that would be given time beyond the keeper's patience.
+    fn fits_the_keeper(&self, policy: Policy) -> Result<()> {
+        let (Reaction::Hold { deadline }, Some(keeper)) =
+            (policy.reaction, &self.inner.shared.options.keeper)
+        else {
+            return Ok(());
+        };
+        if deadline + MARGIN <= keeper.deadline {
+            return Ok(());
+        }
+        Err(Error::Guard(format!(
+            "a region that is given {deadline:?} would have the keeper empty the container, which              it does when an operation has waited for {:?}: give the region less time, or the              keeper (KeeperOptions::deadline) {MARGIN:?} more than the region",
+            keeper.deadline
+        )))
+    }
+
     /// Maps and guards memory. Blocks while a layout operation is under way.
     pub(crate) fn register(
         &self,
@@ -144,6 +162,7 @@ impl Guard {
         let shared = &self.inner.shared;
         let placement = Placement::of(memory.kind(), &device.space);
         if placement == Placement::Physical {
+            self.fits_the_keeper(policy)?;
             shared.prove(&memory)?;
             shared.cover(&device.space)?;
         }

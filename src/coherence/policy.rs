@@ -9,10 +9,12 @@ pub enum Reaction {
     Retarget,
     /// The application gets some time to stop its traffic: the region goes to scrap when it says
     /// so ([`Guard::proceed`](crate::coherence::Guard::proceed)) or when the deadline has passed,
-    /// whichever is first. The operation waits meanwhile, if a pin makes it wait; where none does,
-    /// there is no time to give, and this is [`Reaction::Retarget`].
+    /// whichever is first. The operation waits meanwhile, if a pin makes it wait; where none does, or
+    /// the operation passes pins, there is no time to give, and this is [`Reaction::Retarget`].
     Hold {
-        /// From the [`Breaking`](crate::coherence::EventKind::Breaking) event.
+        /// From the [`Breaking`](crate::coherence::EventKind::Breaking) event. Less by a second than
+        /// [`KeeperOptions::deadline`](crate::coherence::keeper::KeeperOptions::deadline), or the
+        /// region is refused.
         deadline: Duration,
     },
     /// The device forgets the region as well (its keys become invalid), for devices that may have

@@ -233,13 +233,14 @@ impl Shared {
                 self.allow(file.subject);
             }
             // No pin holds it: what is done now is done as early as can be, and may be too late.
-            (Stage::Announced, Phase::Held) if why.cause.passes_pins() => {
+            (Stage::Announced, Phase::Held | Phase::Holding { .. }) if why.cause.passes_pins() => {
                 tracing::error!(file = %file.subject, cause = %why.cause, "the file's blocks are \
                      exchanged behind its layout pin: for some microseconds devices may have \
                      reached blocks of another file");
                 let broke = state.start_break(why, self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }
+            (Stage::Announced, Phase::Open) if why.cause.passes_pins() => state.passes(),
             // The pages stay for as long as they are pinned; but nothing is the file's any more.
             (Stage::Announced, Phase::Held) if why.cause.is_final() => {
                 let broke = state.start_break(why, self.options.order, &self.publisher);
@@ -347,9 +348,6 @@ impl Shared {
                     || region.ready.load(Ordering::Acquire)
             });
             if ready || until <= Instant::now() {
-                for region in &state.regions {
-                    region.ready.store(false, Ordering::Release);
-                }
                 let broke = state.finish_break(self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use holdfast::coherence::keeper::KeeperOptions;
 use holdfast::coherence::{
     Event, EventKind, Events, Guard, GuardOptions, NotifierKind, Policy, Reaction, RegionId,
 };
@@ -126,7 +127,12 @@ pub fn run(options: &WatchOptions) -> anyhow::Result<ExitCode> {
     if !options.notifier.is_empty() {
         notifiers.kinds.clone_from(&options.notifier);
     }
-    let guard = Guard::start(GuardOptions { notifiers, ..GuardOptions::default() })?;
+    let mut keeper = KeeperOptions::default();
+    if let Reaction::Hold { deadline } = options.policy {
+        keeper.deadline += deadline;
+    }
+    let keeper = Some(keeper);
+    let guard = Guard::start(GuardOptions { notifiers, keeper, ..GuardOptions::default() })?;
     if options.statement {
         print(format_args!("{}\n", guard.statement()))?;
         return Ok(ExitCode::SUCCESS);

@@ -84,9 +84,11 @@ impl Cause {
         matches!(self, Self::Grow { .. } | Self::Allocate | Self::Write)
     }
 
-    /// Whether it exchanges a file's blocks without a look at pins.
+    /// Whether it exchanges a file's blocks without a look at pins. `EXT4_IOC_MOVE_EXT` refuses a
+    /// DAX file and takes one for the donor, which a file system can have that is mounted with
+    /// `dax=inode`.
     pub fn passes_pins(self) -> bool {
-        matches!(self, Self::SwapExtents | Self::SwapBoot)
+        matches!(self, Self::SwapExtents | Self::SwapBoot | Self::MoveExtents)
     }
 
     /// Whether nothing brings the memory back afterwards: the mapping itself goes, or everything

@@ -6,7 +6,9 @@
 //! that pass layout pins by, what only changes names, and in the end a file system that is shut
 //! down.
 
+mod exchanged;
 mod files;
+mod holding;
 mod memory;
 mod scene;
 

@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use holdfast::Source;
-use holdfast::coherence::{EventKind, Part};
+use holdfast::coherence::{EventKind, Part, Policy};
 use holdfast_lab_check::{Report, ioctl};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::scene::{CHUNK, LEN, Scene, Stage};
+use super::{exchanged, holding};
 
 /// The part that something happens to.
 const PART: Part = Part { start: CHUNK, end: 2 * CHUNK };
 /// What is behind it, and it.
 const TAIL: Part = Part { start: CHUNK, end: LEN };
-const WHOLE: Part = Part { start: 0, end: LEN };
-const BROKEN_AND_BACK: &[EventKind] = &[EventKind::Broken, EventKind::Restored];
-const BROKEN_AND_LOST: &[EventKind] = &[EventKind::Broken, EventKind::Lost];
+pub const WHOLE: Part = Part { start: 0, end: LEN };
+pub const BROKEN_AND_BACK: &[EventKind] = &[EventKind::Broken, EventKind::Restored];
+pub const BROKEN_AND_LOST: &[EventKind] = &[EventKind::Broken, EventKind::Lost];
 
 /// One check for each thing; the last shuts the DAX file system down.
 pub fn run(scene: &Scene, report: &mut Report, dax: &Path, disk: &Path) -> Result<()> {
@@ -43,23 +44,8 @@ pub fn run(scene: &Scene, report: &mut Report, dax: &Path, disk: &Path) -> Resul
         stage.nothing_told()?;
         arrives(&mut stage, &file)
     });
-    if ext4 {
-        report.check("EXT4_IOC_SWAP_BOOT, which passes pins: told, and lost", || {
-            let (file, mut stage) = on(scene, dax)?;
-            ioctl::swap_boot(&file).context("EXT4_IOC_SWAP_BOOT")?;
-            // The boot loader's inode had no blocks.
-            stage.told(BROKEN_AND_LOST, "swap-boot", WHOLE)?;
-            stage.write(PART.start).map(drop)
-        });
-    } else {
-        report.check("XFS_IOC_SWAPEXT, which passes pins: told, and back", || {
-            let (file, mut stage) = on(scene, dax)?;
-            let other = create(&dax.join("other"))?;
-            ioctl::swap_extents(&file, &other).context("XFS_IOC_SWAPEXT")?;
-            stage.told(BROKEN_AND_BACK, "swap-extents", WHOLE)?;
-            arrives(&mut stage, &file)
-        });
-    }
+    exchanged::run(scene, report, dax, ext4);
+    holding::run(scene, report, dax);
     report.check("a file system that is shut down: told, and lost for good", || {
         let (_file, mut stage) = on(scene, dax)?;
         ioctl::shut_down(&File::open(dax)?).context("shutting it down")?;
@@ -76,14 +62,16 @@ fn fs_type(folder: &Path) -> Result<String> {
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
 }
 
-fn create(path: &Path) -> Result<File> {
+/// A new file with blocks everywhere.
+pub fn create(path: &Path) -> Result<File> {
     let _ = fs::remove_file(path);
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
     grow(&file)?;
     Ok(file)
 }
 
-fn grow(file: &File) -> Result<()> {
+/// Gives it blocks where it has none.
+pub fn grow(file: &File) -> Result<()> {
     fallocate(file.as_fd(), FallocateFlags::empty(), 0, LEN as i64).context("fallocate")
 }
 
@@ -94,15 +82,20 @@ fn rename_over(folder: &Path) -> std::io::Result<()> {
 
 /// A file of the folder, and a region on it.
 fn on(scene: &Scene, folder: &Path) -> Result<(File, Stage)> {
+    on_with(scene, folder, Policy::FOLLOW)
+}
+
+/// The same with a policy.
+pub fn on_with(scene: &Scene, folder: &Path, policy: Policy) -> Result<(File, Stage)> {
     let path: PathBuf = folder.join("region");
     let file = create(&path)?;
-    let mut stage = scene.region(&Source::file(&path))?;
+    let mut stage = scene.region_with(&Source::file(&path), policy)?;
     arrives(&mut stage, &file)?;
     Ok((file, stage))
 }
 
 /// What the device writes is in the file.
-fn arrives(stage: &mut Stage, file: &File) -> Result<()> {
+pub fn arrives(stage: &mut Stage, file: &File) -> Result<()> {
     let written = stage.write(PART.start)?;
     let mut word = [0; 8];
     file.read_exact_at(&mut word, PART.start)?;

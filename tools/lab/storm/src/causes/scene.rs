@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use holdfast::coherence::{Event, EventKind, Events, Guard, GuardOptions, Part, Policy};
+use holdfast::coherence::{Event, EventKind, Events, Guard, GuardOptions, Part, Policy, RegionId};
 use holdfast::{
     Access, Completion, Device, DeviceAddress, Memory, MemoryRegion, Populate, QueuePair, Remote,
     SendFlags, Source,
@@ -36,12 +36,16 @@ impl Scene {
 
     /// A guarded region on `source`, and events from now on.
     pub fn region(&self, source: &Source) -> Result<Stage> {
+        self.region_with(source, Policy::FOLLOW)
+    }
+
+    /// The same with a policy.
+    pub fn region_with(&self, source: &Source, policy: Policy) -> Result<Stage> {
         let memory = Memory::open(source, LEN as usize, Populate::Yes)?;
         ensure!(memory.len() as u64 == LEN, "{source} has {} bytes", memory.len());
         let address = memory.as_ptr().as_ptr();
         let events = self.guard.events()?;
-        let region =
-            self.side.pd.register_guarded(memory, Access::ALL, &self.guard, Policy::FOLLOW)?;
+        let region = self.side.pd.register_guarded(memory, Access::ALL, &self.guard, policy)?;
         let source = Memory::open(&Source::Memfd, 4096, Populate::Yes)?;
         let source = self.side.pd.register(source, Access::LOCAL_READ)?;
         let (mut qp, cq) = self.side.queue_pair()?;
@@ -65,6 +69,11 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Its name in events.
+    pub fn id(&self) -> Result<RegionId> {
+        self.region.id().context("the region is not guarded")
+    }
+
     /// The device writes a new word to an offset of the region, which must succeed.
     pub fn write(&mut self, offset: u64) -> Result<u64> {
         self.words += 1;
@@ -108,6 +117,14 @@ impl Stage {
             ensure!(known, "'{kind}' was told by {name}, not {cause}");
         }
         Ok(())
+    }
+
+    /// The next event says that an operation has begun.
+    pub fn breaking(&self) -> Result<()> {
+        match self.events.next_within(PATIENCE) {
+            Some(event) if event.kind == EventKind::Breaking => Ok(()),
+            other => bail!("no '{}' but {other:?}", EventKind::Breaking),
+        }
     }
 
     /// An event of this kind is about `part`, whatever else is told before.
