@@ -10,6 +10,9 @@ use nix::errno::Errno;
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 use vm_memory::VolatileSlice;
 
+use crate::GRANULE;
+use crate::open::system_page_size;
+
 /// A shared (or, without a descriptor, private anonymous) writable mapping; unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
@@ -38,6 +41,41 @@ impl Mapping {
             }
         }?;
         Ok(Self { base: base.cast(), len: len.get() })
+    }
+
+    /// Maps `len` bytes of `fd` at `offset`, both whole pages, where no huge page of the file can be
+    /// mapped as one: a page beside an address that one would fit.
+    pub fn of_small_pages(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: NonZeroUsize,
+    ) -> Result<Self, Errno> {
+        let huge = GRANULE as usize;
+        let room = len.checked_add(2 * huge).ok_or(Errno::ENOMEM)?;
+        let none = ProtFlags::PROT_NONE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object.
+        let start = unsafe { mman::mmap_anonymous(None, room, none, MapFlags::MAP_PRIVATE) }?;
+        // Unmaps the room on every way out, and in the end what became of it.
+        let mut mapping = Self { base: start.cast(), len: room.get() };
+        let aligned = start.addr().get().next_multiple_of(huge) - start.addr().get();
+        let before = match aligned + ((offset + system_page_size()) % GRANULE) as usize {
+            0 => huge,
+            before => before,
+        };
+        let at = start.addr().checked_add(before);
+        let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: takes the place of a part of the room, which is ours and which nobody uses.
+        let base = unsafe { mman::mmap(at, len, prot, flags, fd, offset) }?;
+        // SAFETY: the room before it is ours and used by nobody; there is some of it.
+        unsafe { mman::munmap(start, before) }?;
+        mapping.base = base.cast();
+        mapping.len -= before;
+        // SAFETY: as above, for what is behind it.
+        unsafe { mman::munmap(base.byte_add(len.get()), mapping.len - len.get()) }?;
+        mapping.len = len.get();
+        Ok(mapping)
     }
 
     /// Start of the mapping.
@@ -121,6 +159,32 @@ impl Drop for Mapping {
         // SAFETY: made by `new` with this length; borrows of it cannot outlive self.
         if let Err(errno) = unsafe { mman::munmap(self.base.cast(), self.len) } {
             tracing::error!(%errno, "region memory could not be unmapped");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn where_no_huge_page_fits_a_file_is_all_the_same() {
+        let file = tempfile::tempfile().unwrap();
+        let page = system_page_size();
+        file.set_len(4 * GRANULE).unwrap();
+        for (offset, len) in [(0, GRANULE), (page, page), (GRANULE - page, 2 * GRANULE)] {
+            file.write_all_at(&offset.to_ne_bytes(), offset).unwrap();
+            let len = NonZeroUsize::new(len as usize).unwrap();
+            let mapping = Mapping::of_small_pages(file.as_fd(), offset, len).unwrap();
+            assert_eq!(mapping.len(), len.get());
+            let apart = (mapping.base().addr().get() as u64).wrapping_sub(offset) % GRANULE;
+            assert_ne!(apart, 0, "a huge page fits at {offset:#x}");
+            mapping.populate().unwrap();
+            let first = mapping.word(0).unwrap().load(std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(first, offset);
         }
     }
 }

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use vm_memory::VolatileSlice;
 
 use crate::map::Mapping;
+use crate::pin::wants_small_pages;
 use crate::{Error, FileId, Kind, Result, Source, fsdax, hugetlb, open};
 
 /// Whether to fault everything in before use.
@@ -54,7 +55,13 @@ impl Memory {
         let bad_range = Error::BadRange { offset: 0, len: opened.len };
         let len = usize::try_from(opened.len).ok().and_then(NonZeroUsize::new).ok_or(bad_range)?;
         let fd = opened.backing.as_ref().map(|(fd, offset)| (fd.as_fd(), *offset));
-        let mapping = Mapping::new(fd, len).map_err(|errno| match (opened.kind, errno) {
+        let mapping = match fd {
+            Some((fd, offset)) if opened.kind == Kind::FsDax && wants_small_pages(opened.len) => {
+                Mapping::of_small_pages(fd, offset, len)
+            }
+            _ => Mapping::new(fd, len),
+        };
+        let mapping = mapping.map_err(|errno| match (opened.kind, errno) {
             (Kind::Hugetlb, Errno::ENOMEM) => {
                 hugetlb::shortage(opened.len, opened.page_size, errno)
             }

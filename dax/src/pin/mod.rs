@@ -44,5 +44,6 @@ mod take;
 
 pub use adopt::{AdoptedPin, OwnedPinParts};
 pub use prove::{Proof, ProofFailure, prove};
+pub(crate) use several::wants_small_pages;
 pub use several::{others_to_pin, touch_small_pages};
 pub use take::{Pin, PinParts, Sign};

@@ -52,6 +52,12 @@ fn before(last: u64, has: impl Fn(u64) -> bool) -> Vec<u64> {
     before.filter(|offset| has(*offset)).collect()
 }
 
+/// Whether so many bytes of a DAX file, mapped with huge pages, would be too few page cache entries
+/// for this kernel, which wants several pinned.
+pub fn wants_small_pages(len: u64) -> bool {
+    several_needed() && len < EACH * GRANULE
+}
+
 /// Where this kernel wants several pages pinned: faults the small pages among them in, those of
 /// `within` that come last, as small ones. To be done before huge pages around them are, which
 /// would get one page cache entry in their place; pages that have such an entry keep it. What fails
