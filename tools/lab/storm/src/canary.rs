@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use holdfast_dax::layout;
+use holdfast_dax::{Segment, layout};
 use nix::errno::Errno;
 use nix::unistd::syncfs;
 
@@ -124,7 +124,7 @@ impl Canary {
     pub fn foreign_runs(&mut self) -> Result<Vec<Run>> {
         let mut runs: Vec<Run> = Vec::new();
         let mut found = vec![0; PAGE as usize];
-        let segments = layout(self.file.as_fd(), 0, self.len)?;
+        let segments = self.segments()?;
         let block = |at: u64| {
             let segment = segments.iter().find(|one| (one.offset..one.end()).contains(&at))?;
             segment.device_offset.map(|start| start + (at - segment.offset))
@@ -143,6 +143,11 @@ impl Canary {
             }
         }
         Ok(runs)
+    }
+
+    /// Where its blocks are.
+    pub fn segments(&self) -> Result<Vec<Segment>> {
+        Ok(layout(self.file.as_fd(), 0, self.len)?)
     }
 
     /// Bytes in it.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::canary::Look;
+use crate::freed::Freed;
 use crate::ledger::Totals;
 use crate::operation::{FileSystem, Kind};
 
@@ -91,6 +92,8 @@ pub struct Figures {
     pub events: Totals,
     pub canaries: u64,
     pub look: Look,
+    /// What the region's file gave up, and what of it the canaries got.
+    pub freed: Freed,
     /// Where the time went, by what the storm was doing.
     pub spent: BTreeMap<&'static str, Duration>,
 }
@@ -141,6 +144,8 @@ impl Figures {
             "compared_bytes": self.look.bytes,
             "foreign_bytes": self.look.foreign,
             "foreign_marks": self.look.marks,
+            "freed_bytes": self.freed.given_up,
+            "freed_bytes_in_canaries": self.freed.taken,
             "spent_s": spent,
         })
     }
@@ -202,8 +207,14 @@ impl fmt::Display for Figures {
         writeln!(f)?;
         writeln!(
             f,
-            "  {} canaries, {} bytes compared: {} foreign bytes, {} of the peer's words",
-            self.canaries, self.look.bytes, self.look.foreign, self.look.marks
+            "  {} canaries, {} bytes compared: {} foreign bytes, {} of the peer's words; of {} bytes \
+             that the file gave up, {} were in a canary at once",
+            self.canaries,
+            self.look.bytes,
+            self.look.foreign,
+            self.look.marks,
+            self.freed.given_up,
+            self.freed.taken
         )
     }
 }

@@ -13,6 +13,7 @@ mod driver;
 mod ends;
 mod field;
 mod figures;
+mod freed;
 mod guarding;
 mod hands;
 mod killing;
@@ -302,5 +303,12 @@ fn verdict(
         false => Ok(()),
     };
     check("it was a storm", was_one);
+    let freed = figures.freed;
+    // What it shared with a clone is not free.
+    let reused = match freed.taken * 5 < freed.given_up || freed.taken == 0 {
+        true => Err(anyhow!("{} of {} bytes", freed.taken, freed.given_up)),
+        false => Ok(()),
+    };
+    check("what the file gave up was in a canary at once", reused);
     report.failed == 0
 }

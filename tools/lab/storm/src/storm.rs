@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use holdfast::coherence::{Guard, NotifierKind};
+use holdfast_dax::Segment;
 use holdfast_lab_check::allocations;
 use nix::errno::Errno;
 
@@ -18,6 +19,7 @@ use crate::choice;
 use crate::ends::Ends;
 use crate::field::Field;
 use crate::figures::{FailedIn, Figures, Times};
+use crate::freed::Freed;
 use crate::guarding;
 use crate::hands::{Done, Hands};
 use crate::ledger::Ledger;
@@ -108,6 +110,7 @@ impl Storm {
             events: Default::default(),
             canaries: 0,
             look: Look::default(),
+            freed: Freed::default(),
             spent: Default::default(),
         };
         let causes = in_force.contains(&NotifierKind::Kprobe);
@@ -169,6 +172,7 @@ impl Storm {
             ledger.quiet()?;
         }
         let failed = self.ends.failed();
+        let before = self.field.segments()?;
         let (what, ended) = if self.plan.guarded && self.random.one_in(2) {
             (self.timed("operating", Self::burst)?, None)
         } else {
@@ -176,7 +180,7 @@ impl Storm {
             (vec![operation], Some(ended))
         };
         self.ends.next_epoch();
-        self.canary(&what)?;
+        self.canary(&what, &before)?;
         self.tidy(&what)?;
         if self.ledger.is_some() {
             self.timed("settling", |storm| storm.settle(&what, ended))?;
@@ -335,9 +339,11 @@ impl Storm {
     }
 
     /// A canary in all that is free, which the peer gets time to spoil.
-    fn canary(&mut self, what: &[Operation]) -> Result<()> {
+    fn canary(&mut self, what: &[Operation], before: &[Segment]) -> Result<()> {
         let mut canary = self.timed("grabbing", |storm| storm.field.grab())?;
         self.figures.canaries += 1;
+        let (now, taken) = (self.field.segments()?, canary.segments()?);
+        self.figures.freed.add(Freed::between(before, &now, &taken));
         let pass = |storm: &mut Self| storm.ends.pass(PATIENCE);
         self.timed("writing", pass).context("with a canary in the freed space")?;
         self.timed("comparing", |storm| {
