@@ -177,6 +177,53 @@ fn a_comparison_tells_by_its_exit_status_whether_it_knows() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent.json"));
 }
 
+#[test]
+fn a_signal_during_the_warm_up_ends_the_command_and_nothing_is_told_of_no_operations() {
+    let folder = tempfile::tempdir().unwrap();
+    let html = folder.path().join("report.html");
+    let nics = Nics::new();
+    let (a, b) = (nics.device("a"), nics.device("b"));
+    let page = html.display().to_string();
+    let begin = nics.completed();
+    let args = ["write", "lat", "--duration", "60", "--device", &a, "--device", &b];
+    let mut child = side(&[&args[..], &["--html", &page]].concat());
+    wait_for(&mut child, || nics.completed() > begin);
+    signal(&child, "TERM");
+    let output = in_time(child);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    // Unless this test was kept from its signal for all of the warm-up.
+    let nothing = text.contains("operations     0 in");
+    assert_eq!(text.contains("nothing was measured"), nothing, "{text}");
+    assert_eq!(text.contains("p50"), !nothing, "{text}");
+    assert!(std::fs::read_to_string(html).unwrap().starts_with("<!doctype html>"));
+}
+
+/// Until something is so, while the process runs.
+fn wait_for(child: &mut Child, so: impl Fn() -> bool) {
+    while !so() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+}
+
+/// The output of a process that must end by itself within ten seconds.
+fn in_time(mut child: Child) -> Output {
+    for _ in 0..1000 {
+        if child.try_wait().unwrap().is_some() {
+            return child.wait_with_output().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    panic!("it does not end");
+}
+
 /// Starts one side of a measurement.
 fn side(args: &[&str]) -> Child {
     command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

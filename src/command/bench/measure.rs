@@ -180,6 +180,9 @@ fn run(
     if warm.errors > 0 {
         return Ok(Measured { errors: warm.errors, ..measured });
     }
+    if interrupt::requested() {
+        return Ok(measured);
+    }
     let stop = match plan.stop {
         Stop::Time(time) if counted => agree(session, &warm, time)?,
         stop => stop,

@@ -199,6 +199,7 @@ impl Run {
         let more = timed
             .map(|timed| LatencyDetails::new(plan, &measured, timed, baseline.jitter.as_ref()));
         let latency = timed
+            .filter(|timed| timed.recorded.all.len() > 0)
             .zip(more.as_ref())
             .map(|(timed, more)| timed.recorded.all.percentiles().scaled(more.latency_of.share()));
         let throughput = (plan.mode != Mode::Lat)
@@ -206,8 +207,9 @@ impl Run {
         // What waits for its turn has nothing to do with a cache line.
         let closed = latency.filter(|_| plan.pace == Pace::Closed);
         let ratio = closed.zip(baseline.cache_line_ns).map(|(l, line)| l.p50_ns / line);
+        let moved = throughput.filter(|_| measured.iters > 0);
         let percent =
-            throughput.zip(baseline.memcpy_gbit_per_s).map(|(t, copy)| t.gbit_per_s / copy * 100.0);
+            moved.zip(baseline.memcpy_gbit_per_s).map(|(t, copy)| t.gbit_per_s / copy * 100.0);
         Self {
             op: plan.op,
             mode: plan.mode,
@@ -246,6 +248,12 @@ impl Run {
             recorded: measured.timed.filter(|_| here),
         }
     }
+
+    /// Whether no operation came to its end, nor was kept waiting, in the part that counts: the run
+    /// was cut short, or failed, before it began.
+    pub fn measured_nothing(&self) -> bool {
+        !self.elsewhere && self.iters == 0 && self.latency.is_none()
+    }
 }
 
 #[cfg(test)]
@@ -258,12 +266,22 @@ pub mod tests {
 
     /// A run of a second with 100 round trips: 1 us, 2 us and so on, one every 10 ms.
     pub fn run(size: usize) -> Run {
+        round_trips(size, 100)
+    }
+
+    /// One that was cut short during the warm-up.
+    pub fn empty() -> Run {
+        Run { interrupted: true, ..round_trips(8, 0) }
+    }
+
+    /// So many of them.
+    fn round_trips(size: usize, count: u64) -> Run {
         use super::super::latency::virtual_time::VirtualTime;
         use crate::command::live;
         let time = VirtualTime::new();
         let mut recorder = Recorder::new(&time, Duration::from_secs(1), live::lane("test"), 8);
         recorder.start(0);
-        (0..100).for_each(|at| recorder.record(at * 10_000_000 + 1, (at + 1) * 1000));
+        (0..count).for_each(|at| recorder.record(at * 10_000_000 + 1, (at + 1) * 1000));
         let timed = Timed { recorded: recorder.finish(), service: None, unfinished: 0 };
         let plan = Plan {
             op: Operation::Write,
@@ -279,7 +297,7 @@ pub mod tests {
             reads: 50,
         };
         let measured = Measured {
-            iters: 100,
+            iters: count,
             seconds: 1.0,
             errors: 0,
             timed: Some(timed),
@@ -347,6 +365,18 @@ pub mod tests {
             (Some(5e4), Some(0.0))
         );
         assert!((run["ratio_to_ping_pong"].as_f64().unwrap() - 100.0).abs() < 0.2, "{run}");
+    }
+
+    #[test]
+    fn a_run_without_operations_has_no_percentiles() {
+        let json = serde_json::to_value(empty()).unwrap();
+        for field in ["p50_ns", "max_ns", "ratio_to_ping_pong", "round_trip"] {
+            assert!(json.get(field).is_none(), "{field}: {json}");
+        }
+        assert!(empty().measured_nothing() && !run(8).measured_nothing());
+        let report = report(Vec::new());
+        let text = super::super::table::draw(&empty(), &report.clock, &report.machine);
+        assert!(text.contains("nothing was measured") && !text.contains("0.00"), "{text}");
     }
 
     #[test]

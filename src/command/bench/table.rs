@@ -15,10 +15,13 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
     };
     row("operations", format!("{} in {:.2} s", run.iters, run.seconds));
     row("errors", run.errors.to_string());
+    if run.measured_nothing() {
+        row("", "nothing was measured".to_owned());
+    }
     if let (Some(p), Some(more)) = (&run.latency, &run.more) {
         latency_rows(&mut row, p, more);
     }
-    if let Some(t) = &run.throughput {
+    if let Some(t) = run.throughput.as_ref().filter(|_| run.iters > 0) {
         row("bandwidth", format!("{:.2} Gbit/s", t.gbit_per_s));
         row("rate", format!("{:.3} million operations/s", t.mops));
     }
@@ -26,8 +29,9 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
         let ratio = run.ratio_to_ping_pong.map(|ratio| format!("; p50 is {ratio:.2} of it"));
         row("cache line", format!("{} round trip{}", human_ns(line), ratio.unwrap_or_default()));
     }
-    if let (Some(copy), Some(percent)) = (run.memcpy_gbit_per_s, run.percent_of_memcpy) {
-        row("memcpy", format!("{copy:.2} Gbit/s; bandwidth is {percent:.0} % of it"));
+    if let Some(copy) = run.memcpy_gbit_per_s {
+        let percent = run.percent_of_memcpy.map(|p| format!("; bandwidth is {p:.0} % of it"));
+        row("memcpy", format!("{copy:.2} Gbit/s{}", percent.unwrap_or_default()));
     }
     blame_rows(&mut row, run);
     if let Some(overhead) = &run.overhead {

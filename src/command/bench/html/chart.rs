@@ -114,8 +114,9 @@ pub fn draw(x: &Axis, y: &Axis, series: &[Series]) -> String {
 /// An axis of latencies in nanoseconds from `low` to `high`, logarithmic: 1, 2 and 5 of each power
 /// of ten are marked, or the powers alone where there are many. Give logarithms as values.
 pub fn latency_axis(label: &str, low: f64, high: f64, human: impl Fn(f64) -> String) -> Axis {
-    let low = low.max(1e-3);
-    let high = high.max(low * 1.5);
+    // A picosecond to some hours: what is no latency at all must not make marks without end.
+    let low = low.clamp(1e-3, 1e13);
+    let high = high.clamp(low * 1.5, 1e14);
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let steps: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let marks: Vec<f64> = (first..=last)
@@ -157,6 +158,8 @@ mod tests {
         assert!(axis.from <= 130_f64.log10() && axis.to >= 900_f64.log10());
         let axis = latency_axis("", 130.0, 9e7, |ns| format!("{ns:.0}"));
         assert_eq!(texts(&axis).len(), 7, "powers of ten alone: {:?}", texts(&axis));
+        let axis = latency_axis("", f64::MAX, 0.0, |ns| format!("{ns:.0}"));
+        assert!(texts(&axis).len() < 20 && axis.from < axis.to, "of nothing: {axis:?}");
         let axis = time_axis("", 2.0);
         assert_eq!(texts(&axis), ["0.0", "0.5", "1.0", "1.5", "2.0"]);
         assert_eq!(texts(&time_axis("", 0.013)).last(), Some(&"0.012"));

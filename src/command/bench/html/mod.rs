@@ -149,8 +149,10 @@ fn one(html: &mut String, run: &Run, report: &Report) {
     tile(html, "operations", &run.iters.to_string());
     tile(html, "errors", &run.errors.to_string());
     *html += "</div>";
-    if let (Some(p), Some(more)) = (&run.latency, &run.more) {
-        latency(html, run, p, more);
+    match (&run.latency, &run.more) {
+        (Some(p), Some(more)) => latency(html, run, p, more),
+        _ if run.measured_nothing() => *html += plots::NOTHING,
+        _ => {}
     }
     about(html, run, report);
 }
@@ -271,7 +273,7 @@ fn about(html: &mut String, run: &Run, report: &Report) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::{report, run};
+    use super::super::report::tests::{empty, report, run};
     use super::*;
 
     #[test]
@@ -285,6 +287,15 @@ mod tests {
         for fetched in ["http://", "https://", "<script", "@import", "url("] {
             assert!(!html.contains(fetched), "it fetches: {fetched}");
         }
+    }
+
+    #[test]
+    fn a_run_without_operations_says_so_and_has_a_page() {
+        let html = page(&report(vec![empty(), empty()]));
+        assert!(html.contains("Nothing was measured."), "{html}");
+        assert!(html.len() < 100_000 && !html.contains("0.00 ns"), "{html}");
+        // Beside one that has some.
+        assert!(page(&report(vec![empty(), run(8)])).contains("<polyline"));
     }
 
     #[test]

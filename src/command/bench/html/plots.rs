@@ -41,9 +41,15 @@ pub fn all(runs: &[Run]) -> Vec<Curve<'_>> {
         .collect()
 }
 
+/// What stands in the place of a plot without points.
+pub const NOTHING: &str = "<p class=\"soft\">Nothing was measured.</p>";
+
 /// Latency against percentile; the further right, the rarer: each mark is ten times as rare as the
 /// one before.
 pub fn percentiles(curves: &[Curve<'_>]) -> String {
+    if curves.iter().all(|curve| curve.points.is_empty()) {
+        return NOTHING.to_owned();
+    }
     let nines = |share: f64| -(1.0 - share).max(1e-12).log10();
     // The last point, the longest, stands one step beyond the last share.
     let last = |points: &[(f64, f64)]| {
@@ -85,6 +91,9 @@ pub fn percentiles(curves: &[Curve<'_>]) -> String {
 /// Median, 99 % and longest of each slice of time.
 pub fn over_time(more: &LatencyDetails) -> String {
     let slices: Vec<_> = more.slices.iter().filter(|slice| slice.count > 0).collect();
+    if slices.is_empty() {
+        return NOTHING.to_owned();
+    }
     let low = slices.iter().map(|slice| slice.p50_ns).fold(f64::MAX, f64::min);
     let high = slices.iter().map(|slice| slice.max_ns).fold(0.0, f64::max);
     let x = chart::time_axis("seconds", more.slices.len() as f64 * more.slice_s);
