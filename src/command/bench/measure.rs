@@ -17,7 +17,7 @@ use super::plan::{Mode, Operation, Pace, Plan, Stop};
 use super::{baseline, payload, throughput};
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
-use crate::command::endpoints::{End, EndpointOptions, Session, Shape};
+use crate::command::endpoints::{End, EndpointOptions, Session, Shape, failures};
 use crate::command::interrupt;
 use crate::command::jitter::Jitter;
 
@@ -59,6 +59,8 @@ pub struct Measured {
     pub poll_loop: Option<TurnCounts>,
     /// Whether the other process has the result.
     pub elsewhere: bool,
+    /// What went wrong after the measurement, which counts all the same.
+    pub failed: Option<anyhow::Error>,
 }
 
 /// What the hardware and the tool can do.
@@ -163,6 +165,7 @@ fn run(
         rings: session.ring_memory(),
         poll_loop: None,
         elsewhere: session.active.is_none() && !plan.bidirectional,
+        failed: None,
     };
     if session.active.is_none() && !plan.both_work() {
         // The peer does it all by itself.
@@ -195,16 +198,39 @@ fn run(
     measured.disturbance = before.until(&Counters::read(cpu));
     (measured.iters, measured.seconds, measured.errors) = (done.iters, done.seconds, done.errors);
     if done.errors == 0 && !interrupt::requested() {
-        session.line_up("measured", Duration::ZERO)?;
-        if plan.mode == Mode::Lat {
-            let operations = phase_operations(stop, done.iters);
-            measured.phases = latency::take_apart(session, plan, layout, clock, operations)?;
-        }
-        session.line_up("done", Duration::ZERO)?;
-        measured.errors += payload::wrong(session, plan, layout, measured.iters)?;
+        let operations = phase_operations(stop, done.iters);
+        let looked = look_closer(session, plan, layout, clock, operations, &mut measured);
+        // What a signal cut short, the run says by itself.
+        measured.failed = looked.err().filter(|_| !interrupt::requested());
     }
     (measured.timed, measured.poll_loop) = (done.timed, done.poll_loop);
     Ok(measured)
+}
+
+/// After the measurement: takes single operations apart and compares payloads.
+fn look_closer(
+    session: &mut Session,
+    plan: &Plan,
+    layout: Layout,
+    clock: &Clock,
+    operations: u64,
+    measured: &mut Measured,
+) -> anyhow::Result<()> {
+    session.line_up("measured", Duration::ZERO)?;
+    if plan.mode == Mode::Lat {
+        measured.phases = latency::take_apart(session, plan, layout, clock, operations)?;
+    }
+    session.line_up("done", Duration::ZERO)?;
+    measured.errors += payload::wrong(session, plan, layout, measured.iters)?;
+    Ok(())
+}
+
+/// Errors of a loop that has ended: one, if a request failed. A signal ends it like any other end.
+pub fn errors_of(ended: anyhow::Result<()>) -> anyhow::Result<u64> {
+    match ended {
+        Err(error) if error.is::<interrupt::Interrupted>() => Ok(0),
+        ended => failures(ended),
+    }
 }
 
 fn recording(plan: &Plan, clock: &Clock, expected: Duration) -> Option<Recording> {
@@ -368,6 +394,12 @@ pub mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_signal_that_meets_a_waiting_loop_keeps_what_was_measured() {
+        assert_eq!(errors_of(Err(interrupt::Interrupted.into())).unwrap(), 0);
+        assert!(errors_of(Err(anyhow::anyhow!("no answer"))).is_err());
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct Report {
     pub clock: ClockFacts,
     /// Each run, in order: sizes in turns, and all of them as often as was asked.
     pub runs: Vec<Run>,
+    /// Why there are no more runs, where something went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// The clock of the measuring loops.
@@ -312,6 +315,7 @@ pub mod tests {
             }),
             poll_loop: None,
             elsewhere: false,
+            failed: None,
         };
         let baseline = Baseline { cache_line_ns: Some(250.0), ..Baseline::default() };
         let options = options(&["write", "lat"]);
@@ -335,6 +339,7 @@ pub mod tests {
             machine: Machine::read(),
             clock: ClockFacts { name: "rdtsc", reading_ns: 7.0 },
             runs,
+            failed: None,
         }
     }
 

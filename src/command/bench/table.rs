@@ -13,7 +13,8 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<14} {value}");
     };
-    row("operations", format!("{} in {:.2} s", run.iters, run.seconds));
+    let cut = if run.interrupted { ", cut short by a signal" } else { "" };
+    row("operations", format!("{} in {:.2} s{cut}", run.iters, run.seconds));
     row("errors", run.errors.to_string());
     if run.measured_nothing() {
         row("", "nothing was measured".to_owned());

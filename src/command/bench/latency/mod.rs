@@ -24,6 +24,7 @@ pub mod virtual_time;
 use std::time::Duration;
 
 use super::layout::Layout;
+use super::measure::errors_of;
 use super::plan::{Pace, Plan, Stop};
 use super::recorder::{Recorded, Recorder};
 use crate::command::clock::{Clock, Time};
@@ -147,7 +148,7 @@ pub fn run(
         (outcome.done, outcome.posted) = (answered, answered);
     }
     session.round += outcome.posted;
-    let errors = failures(ended)?;
+    let errors = errors_of(ended)?;
     Ok(Run {
         iters: outcome.done,
         seconds: clock.ns(outcome.ticks) / 1e9,
