@@ -200,6 +200,28 @@ fn a_signal_during_the_warm_up_ends_the_command_and_nothing_is_told_of_no_operat
 }
 
 #[test]
+fn many_runs_take_no_more_memory_than_one() {
+    use std::io::{BufRead as _, BufReader};
+    let mut child = side(&["write", "lat", "--iters", "200", "--repeat", "8"]);
+    let status = format!("/proc/{}/status", child.id());
+    let most_kb = || -> u64 {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // What it takes at most, when the first run is over, and before the last is.
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut heads = lines.filter(|line| line.starts_with("write lat, 8 B"));
+    assert!(heads.next().is_some());
+    let first = most_kb();
+    assert!(heads.nth(5).is_some());
+    let seventh = most_kb();
+    assert!(heads.next().is_some());
+    assert!(child.wait().unwrap().success());
+    assert!(seventh < first + 60_000, "{first} kB after one run, {seventh} kB after seven");
+}
+
+#[test]
 fn a_file_that_cannot_be_written_is_refused_before_anything_is_measured() {
     let folder = tempfile::tempdir().unwrap();
     let none = folder.path().join("none/report").display().to_string();

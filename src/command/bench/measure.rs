@@ -1,7 +1,7 @@
 //! One measurement: what the hardware can do, the ends and the NIC, a warm-up, the loop itself, and
 //! for latency the phases of single operations.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast::cores::pin;
 use holdfast::dma::RingMemory;
@@ -37,6 +37,8 @@ const UNKNOWN: Duration = Duration::from_secs(24 * 3600);
 /// What one measurement came to.
 #[derive(Debug)]
 pub struct Measured {
+    /// When the measurement began: after the NIC's start and the warm-up.
+    pub began: Instant,
     /// Operations.
     pub iters: u64,
     /// Seconds they took.
@@ -154,6 +156,7 @@ fn run(
     let end = session.passive.as_ref().or(session.active.as_ref());
     let region_kind = end.map(region_kind).unwrap_or_default();
     let mut measured = Measured {
+        began: Instant::now(),
         iters: 0,
         seconds: 0.0,
         errors: 0,
@@ -172,6 +175,7 @@ fn run(
         let patience = plan.duration().unwrap_or(UNKNOWN);
         session.line_up("ready", Duration::ZERO)?;
         session.line_up("start", WARM_UP + 2 * patience)?;
+        measured.began = Instant::now();
         session.line_up("measured", 2 * patience)?;
         session.line_up("done", patience)?;
         return Ok(measured);
@@ -194,6 +198,7 @@ fn run(
     let recording = self::recording(plan, clock, expected);
     session.line_up("start", Duration::ZERO)?;
     let before = Counters::read(cpu);
+    measured.began = Instant::now();
     let done = Loop::run(session, plan, layout, clock, stop, recording)?;
     measured.disturbance = before.until(&Counters::read(cpu));
     (measured.iters, measured.seconds, measured.errors) = (done.iters, done.seconds, done.errors);
@@ -400,6 +405,14 @@ pub mod tests {
     fn a_signal_that_meets_a_waiting_loop_keeps_what_was_measured() {
         assert_eq!(errors_of(Err(interrupt::Interrupted.into())).unwrap(), 0);
         assert!(errors_of(Err(anyhow::anyhow!("no answer"))).is_err());
+    }
+
+    #[test]
+    fn a_measurement_begins_when_the_warm_up_is_over() {
+        let plan = plan(Operation::Read, Mode::Lat, 8, 1, 1);
+        let before = Instant::now();
+        let measured = measure(&Plan { stop: Stop::Time(WARM_UP), ..plan }, |_| ());
+        assert!(measured.began.duration_since(before) >= WARM_UP, "with the NIC's start before it");
     }
 
     #[test]

@@ -32,6 +32,7 @@ use anyhow::Context as _;
 use holdfast::cores::lock_memory;
 use holdfast_dax::Source;
 
+use hdr::Log;
 pub use options::BenchCommand;
 use options::{BenchOptions, Other};
 use report::{ClockFacts, Report, Run, SCHEMA_VERSION};
@@ -62,6 +63,7 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
         lock_memory().context("--lock-memory")?;
     }
     let clock = Clock::calibrate();
+    let start = Instant::now();
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut report = Report {
         schema_version: SCHEMA_VERSION,
@@ -72,10 +74,10 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
         runs: Vec::new(),
         failed: None,
     };
-    let start = Instant::now();
+    let mut log = options.hdr.is_some().then(|| Log::new(&report, &plans)).transpose()?;
     let mut failed = None;
     for plan in (0..options.repeat).flat_map(|_| &plans) {
-        let (run, late) = match one(plan, options, placement, &clock, start) {
+        let (run, late) = match one(plan, options, placement, &clock, start, log.as_mut()) {
             Ok(run) => run,
             Err(error) => {
                 failed = Some(error);
@@ -90,24 +92,23 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
             break;
         }
     }
-    finish(report, options, failed)
+    finish(report, options, log.as_ref(), failed)
 }
 
 /// Gives out what was measured, whatever ended it, and says how it ended.
 fn finish(
     mut report: Report,
     options: &BenchOptions,
+    log: Option<&Log>,
     failed: Option<anyhow::Error>,
 ) -> anyhow::Result<ExitCode> {
     report.failed = failed.as_ref().map(|error| format!("{error:#}"));
     let mut ended = failed.map_or(Ok(()), Err);
     if !report.runs.is_empty() {
         // One that fails keeps nothing from the others; the first is told at the end.
-        for done in [
-            print_json(&report, options),
-            write_html(&report, options),
-            write_hdr(&report, options),
-        ] {
+        for done in
+            [print_json(&report, options), write_html(&report, options), write_hdr(log, options)]
+        {
             if let (Err(_), Err(another)) = (&ended, &done) {
                 tracing::error!("{another:#}");
             }
@@ -123,21 +124,27 @@ fn finish(
     })
 }
 
-/// A run, and what went wrong after its measurement, if anything.
+/// A run, and what went wrong after its measurement, if anything. All of its latencies go into the
+/// log, if there is one, and are not kept: those of a run take 30 MB.
 fn one(
     plan: &Plan,
     options: &BenchOptions,
     placement: Placement,
     clock: &Clock,
     start: Instant,
+    log: Option<&mut Log>,
 ) -> anyhow::Result<(Run, Option<anyhow::Error>)> {
     // Before the NIC starts: it would be in the way.
     let baseline = Baseline::measure(plan, clock, placement)?;
-    let began = start.elapsed().as_secs_f64();
     let mut measured =
         measure::measure(&options.endpoints, placement, &options.region, plan, clock)?;
-    let late = measured.failed.take();
-    Ok((Run::new(plan, options, placement, &baseline, measured, began), late))
+    let began = measured.began.saturating_duration_since(start).as_secs_f64();
+    let run = Run::new(plan, options, placement, &baseline, &measured, began);
+    let logged = match (log, &measured.timed) {
+        (Some(log), Some(timed)) => log.add(&run, &timed.recorded),
+        _ => Ok(()),
+    };
+    Ok((run, measured.failed.take().or(logged.err())))
 }
 
 /// Shows a run as soon as it is there, where that is the form.
@@ -172,10 +179,9 @@ fn write_html(report: &Report, options: &BenchOptions) -> anyhow::Result<()> {
     files::write(path, html::page(report).as_bytes())
 }
 
-fn write_hdr(report: &Report, options: &BenchOptions) -> anyhow::Result<()> {
-    let Some(path) = &options.hdr else { return Ok(()) };
-    let log = hdr::log(report).context("cannot make the HdrHistogram log")?;
-    files::write(path, &log)
+fn write_hdr(log: Option<&Log>, options: &BenchOptions) -> anyhow::Result<()> {
+    let (Some(path), Some(log)) = (&options.hdr, log) else { return Ok(()) };
+    files::write(path, log.text())
 }
 
 /// Refuses a region that this kind of device cannot reach, before anything is started.

@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::BenchOptions;
 use super::details::LatencyDetails;
 use super::disturbance::Disturbance;
-use super::latency::Timed;
 use super::latency::null::Overhead;
 use super::measure::{Baseline, Measured};
 use super::plan::{Mode, Operation, Pace, Plan};
@@ -142,9 +141,10 @@ pub struct Run {
     /// Whether the other process has the result.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub elsewhere: bool,
-    /// The latencies as they were recorded, for the HdrHistogram log.
+    /// The latencies as bars of text. Of the latencies themselves a run keeps no more than this and
+    /// its figures, so that however many runs there are, they fit.
     #[serde(skip)]
-    pub recorded: Option<Timed>,
+    pub drawing: Option<String>,
 }
 
 /// What the queues of the measuring end lie in.
@@ -194,13 +194,13 @@ impl Run {
         options: &BenchOptions,
         placement: Placement,
         baseline: &Baseline,
-        measured: Measured,
+        measured: &Measured,
         began_s: f64,
     ) -> Self {
         let here = !measured.elsewhere;
         let timed = measured.timed.as_ref().filter(|_| here);
-        let more = timed
-            .map(|timed| LatencyDetails::new(plan, &measured, timed, baseline.jitter.as_ref()));
+        let more =
+            timed.map(|timed| LatencyDetails::new(plan, measured, timed, baseline.jitter.as_ref()));
         let latency = timed
             .filter(|timed| timed.recorded.all.len() > 0)
             .zip(more.as_ref())
@@ -231,7 +231,7 @@ impl Run {
             bidirectional: plan.bidirectional,
             reads_percent: (plan.op == Operation::Mixed).then_some(plan.reads),
             region: options.region.to_string(),
-            region_kind: measured.region_kind,
+            region_kind: measured.region_kind.clone(),
             cpu: placement.bench,
             nic_cpu: placement.nic,
             cache_line_ping_pong_ns: baseline.cache_line_ns,
@@ -244,11 +244,11 @@ impl Run {
             cpu_node: measured.cpu_node,
             rings: measured.rings.as_ref().map(Rings::of),
             poll_loop: measured.poll_loop,
-            disturbance: measured.disturbance,
+            disturbance: measured.disturbance.clone(),
             overhead: baseline.overhead,
             interrupted: interrupt::requested(),
             elsewhere: measured.elsewhere,
-            recorded: measured.timed.filter(|_| here),
+            drawing: timed.map(|timed| timed.recorded.all.draw()),
         }
     }
 
@@ -261,10 +261,11 @@ impl Run {
 
 #[cfg(test)]
 pub mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
+    use super::super::latency::Timed;
     use super::super::plan::{Stop, Until};
-    use super::super::recorder::Recorder;
+    use super::super::recorder::{Recorded, Recorder};
     use super::*;
 
     /// A run of a second with 100 round trips: 1 us, 2 us and so on, one every 10 ms.
@@ -277,16 +278,20 @@ pub mod tests {
         Run { interrupted: true, ..round_trips(8, 0) }
     }
 
-    /// So many of them.
-    fn round_trips(size: usize, count: u64) -> Run {
+    /// What they are recorded as.
+    pub fn recorded(count: u64) -> Recorded {
         use super::super::latency::virtual_time::VirtualTime;
         use crate::command::live;
         let time = VirtualTime::new();
         let mut recorder = Recorder::new(&time, Duration::from_secs(1), live::lane("test"), 8);
         recorder.start(0);
         (0..count).for_each(|at| recorder.record(at * 10_000_000 + 1, (at + 1) * 1000));
-        let timed = Timed { recorded: recorder.finish(), service: None, unfinished: 0 };
-        let plan = Plan {
+        recorder.finish()
+    }
+
+    /// What they are a run of.
+    pub fn plan(size: usize) -> Plan {
+        Plan {
             op: Operation::Write,
             mode: Mode::Lat,
             size,
@@ -298,8 +303,14 @@ pub mod tests {
             until: Until::Echo,
             bidirectional: false,
             reads: 50,
-        };
+        }
+    }
+
+    /// So many of them.
+    fn round_trips(size: usize, count: u64) -> Run {
+        let timed = Timed { recorded: recorded(count), service: None, unfinished: 0 };
         let measured = Measured {
+            began: Instant::now(),
             iters: count,
             seconds: 1.0,
             errors: 0,
@@ -320,7 +331,7 @@ pub mod tests {
         let baseline = Baseline { cache_line_ns: Some(250.0), ..Baseline::default() };
         let options = options(&["write", "lat"]);
         let placement = Placement { bench: Some(1), nic: None };
-        Run::new(&plan, &options, placement, &baseline, measured, 0.25)
+        Run::new(&plan(size), &options, placement, &baseline, &measured, 0.25)
     }
 
     /// What these arguments mean.

@@ -77,9 +77,9 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
             let _ = writeln!(text, "    {:<12} {p50:>9}   p99 {p99:>9}", phase.name);
         }
     }
-    if let (Some(timed), Some(more)) = (&run.recorded, &run.more) {
+    if let (Some(drawing), Some(more)) = (&run.drawing, &run.more) {
         let whole = if more.round_trip.is_some() { "round trips" } else { "latencies" };
-        let _ = write!(text, "\n  {whole}\n{}", timed.recorded.all.draw());
+        let _ = write!(text, "\n  {whole}\n{drawing}");
     }
     text
 }
