@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::details::LatencyDetails;
 use super::report::{ClockFacts, Run};
-use crate::command::histogram::{Percentiles, human_bytes, human_ns};
+use crate::command::histogram::{Percentiles, UNSAMPLED, human_bytes, human_ns};
 use crate::command::machine::Machine;
 
 /// Draws one run.
@@ -122,7 +122,6 @@ fn latency_rows(row: &mut impl FnMut(&str, String), p: &Percentiles, more: &Late
         (None, Some(open)) => Some(("from the real start", &open.uncorrected)),
         (None, None) => None,
     };
-    let cell = |ns: f64| format!("{:<20}", human_ns(ns));
     let second_name = second.map_or("", |(name, _)| name);
     let first_name = match (more.round_trip.is_some(), more.open.is_some()) {
         (true, _) => "half round trip",
@@ -130,27 +129,16 @@ fn latency_rows(row: &mut impl FnMut(&str, String), p: &Percentiles, more: &Late
         _ => "to completion",
     };
     row("", format!("{first_name:<20}{second_name}"));
-    for (name, at) in COLUMNS {
-        let other = second.map(|(_, p)| cell(at(p))).unwrap_or_default();
-        row(name, format!("{}{other}", cell(at(p))).trim_end().to_owned());
+    let others = second.map(|(_, p)| p.figures());
+    for (at, figure) in p.figures().iter().enumerate() {
+        let other = others.map(|others| others[at].text()).unwrap_or_default();
+        row(figure.name, format!("{:<20}{other}", figure.text()).trim_end().to_owned());
+    }
+    let all = p.figures().into_iter().chain(others.into_iter().flatten());
+    if all.into_iter().any(|figure| !figure.sampled) {
+        row("", UNSAMPLED.to_owned());
     }
 }
-
-/// A figure of a distribution.
-type Figure = (&'static str, fn(&Percentiles) -> f64);
-
-const COLUMNS: [Figure; 10] = [
-    ("min", |p| p.min_ns),
-    ("p50", |p| p.p50_ns),
-    ("p90", |p| p.p90_ns),
-    ("p99", |p| p.p99_ns),
-    ("p99.9", |p| p.p999_ns),
-    ("p99.99", |p| p.p9999_ns),
-    ("p99.999", |p| p.p99999_ns),
-    ("max", |p| p.max_ns),
-    ("mean", |p| p.mean_ns),
-    ("deviation", |p| p.stdev_ns),
-];
 
 /// What long latencies may be put down to.
 fn blame_rows(row: &mut impl FnMut(&str, String), run: &Run) {
