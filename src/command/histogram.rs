@@ -150,6 +150,12 @@ impl Latencies {
         self.sum_ps += other.sum_ps;
     }
 
+    /// Takes all of them out again. Allocates nothing.
+    pub fn clear(&mut self) {
+        self.histogram.reset();
+        (self.min_ps, self.max_ps, self.sum_ps) = (u64::MAX, 0, 0);
+    }
+
     /// Number of latencies.
     pub fn len(&self) -> u64 {
         self.histogram.len()

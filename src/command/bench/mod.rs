@@ -22,6 +22,7 @@ mod perftest;
 mod plan;
 mod recorder;
 mod report;
+mod slices;
 mod table;
 mod throughput;
 

@@ -37,9 +37,12 @@ pub struct Series {
     pub name: String,
     /// Its colour, by number.
     pub colour: usize,
-    /// Its points, from left to right, each with a text that the browser shows for it.
-    pub points: Vec<(f64, f64, String)>,
+    /// Its points, from left to right, in stretches between which there is no line.
+    pub stretches: Vec<Vec<Point>>,
 }
+
+/// Where it is, and a text that the browser shows for it.
+pub type Point = (f64, f64, String);
 
 /// Draws it, with a legend where there are several lines.
 pub fn draw(x: &Axis, y: &Axis, series: &[Series]) -> String {
@@ -89,17 +92,18 @@ pub fn draw(x: &Axis, y: &Axis, series: &[Series]) -> String {
     );
     for line in series {
         let colour = line.colour % COLOURS;
-        let points: Vec<String> = line
-            .points
-            .iter()
-            .map(|(px, py, _)| format!("{:.1},{:.1}", across(*px), up(*py)))
-            .collect();
-        let _ = write!(
-            svg,
-            "<polyline class=\"line\" style=\"stroke:var(--s{colour})\" points=\"{}\"/>",
-            points.join(" ")
-        );
-        for (px, py, text) in &line.points {
+        for stretch in line.stretches.iter().filter(|stretch| stretch.len() > 1) {
+            let points: Vec<String> = stretch
+                .iter()
+                .map(|(px, py, _)| format!("{:.1},{:.1}", across(*px), up(*py)))
+                .collect();
+            let _ = write!(
+                svg,
+                "<polyline class=\"line\" style=\"stroke:var(--s{colour})\" points=\"{}\"/>",
+                points.join(" ")
+            );
+        }
+        for (px, py, text) in line.stretches.iter().flatten() {
             let (w, h, text) = (across(*px), up(*py), escape(text));
             let _ = write!(
                 svg,
@@ -169,7 +173,7 @@ mod tests {
     fn points_are_where_their_values_are() {
         let axis = |to: f64| Axis { label: "a<b".to_owned(), from: 0.0, to, ticks: Vec::new() };
         let points = vec![(0.0, 0.0, "first".to_owned()), (10.0, 4.0, "last".to_owned())];
-        let series = Series { name: "one".to_owned(), colour: 9, points };
+        let series = Series { name: "one".to_owned(), colour: 9, stretches: vec![points] };
         let svg = draw(&axis(10.0), &axis(4.0), &[series]);
         assert!(svg.contains("points=\"70.0,274.0 864.0,10.0\""), "{svg}");
         assert!(svg.contains("--s1") && svg.contains("<title>last</title>"), "{svg}");

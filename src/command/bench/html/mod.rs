@@ -314,6 +314,18 @@ mod tests {
     }
 
     #[test]
+    fn no_line_leads_across_a_time_in_which_nothing_ended() {
+        let mut run = run(8);
+        let lines =
+            |run: &Run| plots::over_time(run.more.as_ref().unwrap()).matches("<polyline").count();
+        assert_eq!(lines(&run), 3);
+        for at in [20, 21, 22, 60] {
+            run.more.as_mut().unwrap().slices[at].count = 0;
+        }
+        assert_eq!(lines(&run), 9, "each in three stretches");
+    }
+
+    #[test]
     fn several_runs_share_a_plot() {
         let html = page(&report(vec![run(8), run(64)]));
         assert!(html.contains("All runs") && html.contains("Run 2: write of 64 B"));

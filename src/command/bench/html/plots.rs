@@ -82,13 +82,13 @@ pub fn percentiles(curves: &[Curve<'_>]) -> String {
                 (at, ns.max(1e-3).log10(), text)
             };
             let points = curve.points.iter().map(point).collect();
-            Series { name: curve.name.clone(), colour, points }
+            Series { name: curve.name.clone(), colour, stretches: vec![points] }
         })
         .collect();
     chart::draw(&x, &y, &series)
 }
 
-/// Median, 99 % and longest of each slice of time.
+/// Median, 99 % and longest of each slice of time; no line leads across one in which nothing ended.
 pub fn over_time(more: &LatencyDetails) -> String {
     let slices: Vec<_> = more.slices.iter().filter(|slice| slice.count > 0).collect();
     if slices.is_empty() {
@@ -99,12 +99,14 @@ pub fn over_time(more: &LatencyDetails) -> String {
     let x = chart::time_axis("seconds", more.slices.len() as f64 * more.slice_s);
     let y = chart::latency_axis("latency", low, high, human_ns);
     let line = |name: &str, colour, at: fn(&Slice) -> f64| {
-        let point = |slice: &&Slice| {
+        let point = |slice: &Slice| {
             let ns = at(slice);
             let text = format!("{name} at {:.3} s: {}", slice.at_s, human_ns(ns));
             (slice.at_s + more.slice_s / 2.0, ns.max(1e-3).log10(), text)
         };
-        Series { name: name.to_owned(), colour, points: slices.iter().map(point).collect() }
+        let full = more.slices.split(|slice| slice.count == 0).filter(|full| !full.is_empty());
+        let stretches = full.map(|slices| slices.iter().map(point).collect()).collect();
+        Series { name: name.to_owned(), colour, stretches }
     };
     let series = [
         line("longest", 1, |slice| slice.max_ns),
