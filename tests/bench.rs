@@ -371,6 +371,26 @@ fn two_processes_measure_together_and_only_what_both_were_told() {
     }
 }
 
+#[test]
+fn a_rate_that_is_not_reached_is_given_up_between_two_processes_too() {
+    let nics = Nics::new();
+    let (a, b) = (nics.device("a"), nics.device("b"));
+    let address = address();
+    // All of these reads would take longer than the other side waits: 400 GB, in 5 seconds.
+    let what = ["read", "lat", "--size", "1M", "--depth", "4"];
+    let when = ["--rate", "400K", "--duration", "1", "--timeout", "3", "--json"];
+    let args = [&what[..], &when].concat();
+    let server = side(&[&args[..], &["--device", &a, "--server", &address]].concat());
+    let client = side(&[&args[..], &["--device", &b, "--connect", &address]].concat());
+    let (server, client) = (server.wait_with_output(), client.wait_with_output());
+    let (server, client) = (json(&server.unwrap()), json(&client.unwrap()));
+    assert_eq!(server["runs"][0]["elsewhere"], true);
+    let run = &client["runs"][0];
+    let unfinished = run["open"]["unfinished"].as_u64().unwrap();
+    assert!(unfinished > 0 && run["seconds"].as_f64().unwrap() < 3.5, "{run}");
+    assert_eq!(run["iters"].as_u64().unwrap() + unfinished, 400_000);
+}
+
 /// The NIC stands still for this long, while operations are meant to go on.
 const STALL: Duration = Duration::from_millis(400);
 /// Operations a second, and how many: four seconds.

@@ -171,12 +171,12 @@ fn run(
         failed: None,
     };
     if session.active.is_none() && !plan.both_work() {
-        // The peer does it all by itself.
-        let patience = plan.duration().unwrap_or(UNKNOWN);
+        // The peer does it all by itself, and gives up what takes longer.
+        let patience = latency::longest(plan.duration().unwrap_or(UNKNOWN));
         session.line_up("ready", Duration::ZERO)?;
-        session.line_up("start", WARM_UP + 2 * patience)?;
+        session.line_up("start", latency::longest(WARM_UP) + patience)?;
         measured.began = Instant::now();
-        session.line_up("measured", 2 * patience)?;
+        session.line_up("measured", patience)?;
         session.line_up("done", patience)?;
         return Ok(measured);
     }
