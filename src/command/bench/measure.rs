@@ -3,23 +3,20 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast::cores::pin;
 use holdfast::dma::RingMemory;
 use holdfast::stats::TurnCounts;
 use holdfast_dax::Source;
 
 use super::disturbance::{Counters, Disturbance};
-use super::latency::null::{self, Overhead};
 use super::latency::phases::Phases;
 use super::latency::{self, Recording, Timed};
 use super::layout::Layout;
 use super::plan::{Mode, Operation, Pace, Plan, Stop};
-use super::{baseline, payload, throughput};
+use super::{payload, throughput};
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
 use crate::command::endpoints::{End, EndpointOptions, Session, Shape, failures};
 use crate::command::interrupt;
-use crate::command::jitter::Jitter;
 
 /// How long to warm up.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -29,8 +26,6 @@ const WARM_UP_OPERATIONS: u64 = 2000;
 pub const INLINE: usize = 64;
 /// Operations that are taken apart at most; one in ten of those measured.
 const PHASE_OPERATIONS: u64 = 20_000;
-/// How long the core alone is looked at: an eighth of the measurement, within these bounds.
-const JITTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long a measurement may be that counts operations, for all that is known beforehand.
 const UNKNOWN: Duration = Duration::from_secs(24 * 3600);
 
@@ -63,55 +58,6 @@ pub struct Measured {
     pub elsewhere: bool,
     /// What went wrong after the measurement, which counts all the same.
     pub failed: Option<anyhow::Error>,
-}
-
-/// What the hardware and the tool can do.
-#[derive(Debug, Default)]
-pub struct Baseline {
-    /// Round trip of a cache line between the two processors, median (`lat`).
-    pub cache_line_ns: Option<f64>,
-    /// Speed of a plain copy (`bw`).
-    pub memcpy_gbit_per_s: Option<f64>,
-    /// What the core does to a thread that only looks at the clock (`lat`).
-    pub jitter: Option<Jitter>,
-    /// What the measuring costs (`lat`).
-    pub overhead: Option<Overhead>,
-}
-
-impl Baseline {
-    /// Measures what matters to the plan. Do it before the NIC starts, which would be in the way.
-    pub fn measure(plan: &Plan, clock: &Clock, placement: Placement) -> anyhow::Result<Self> {
-        let mut baseline = Self::default();
-        match plan.mode {
-            Mode::Lat => {
-                if let (Some(bench), Some(nic)) = (placement.bench, placement.nic) {
-                    baseline.cache_line_ns = baseline::cache_line_ping_pong(clock, (bench, nic))?;
-                }
-                let time = plan.duration().unwrap_or_default() / 8;
-                let time = time.clamp(JITTER.0, JITTER.1);
-                baseline.jitter = Some(Jitter::measure(clock, placement.bench, time)?);
-                baseline.overhead = Some(overhead(clock, placement.bench)?);
-            }
-            Mode::Bw => {
-                let layout = Layout::new(plan);
-                let speed = baseline::memcpy(placement.bench, plan.size, layout.slots)?;
-                baseline.memcpy_gbit_per_s = Some(speed);
-            }
-            Mode::Rate => {}
-        }
-        Ok(baseline)
-    }
-}
-
-/// The null device, on a thread of its own: the NIC's process would inherit this one's processor.
-fn overhead(clock: &Clock, cpu: Option<usize>) -> anyhow::Result<Overhead> {
-    std::thread::scope(|scope| {
-        let measuring = scope.spawn(|| {
-            let _pinned = cpu.map(pin).transpose()?;
-            null::overhead(clock)
-        });
-        measuring.join().map_err(|_| anyhow::anyhow!("the thread of the null device panicked"))?
-    })
 }
 
 /// What each end is made of.

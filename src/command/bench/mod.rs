@@ -42,7 +42,7 @@ use super::affinity::Placement;
 use super::clock::Clock;
 use super::machine::Machine;
 use super::{Usage, interrupt, print};
-use measure::Baseline;
+use baseline::Baseline;
 use plan::Plan;
 
 /// Runs the benchmark, or what else was asked for.

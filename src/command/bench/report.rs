@@ -5,10 +5,11 @@ use holdfast::stats::TurnCounts;
 use serde::Serialize;
 
 use super::BenchOptions;
+use super::baseline::Baseline;
 use super::details::LatencyDetails;
 use super::disturbance::Disturbance;
 use super::latency::null::Overhead;
-use super::measure::{Baseline, Measured};
+use super::measure::Measured;
 use super::plan::{Mode, Operation, Pace, Plan};
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
@@ -264,7 +265,6 @@ pub mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::latency::Timed;
-    use super::super::plan::{Stop, Until};
     use super::super::recorder::{Recorded, Recorder};
     use super::*;
 
@@ -291,19 +291,7 @@ pub mod tests {
 
     /// What they are a run of.
     pub fn plan(size: usize) -> Plan {
-        Plan {
-            op: Operation::Write,
-            mode: Mode::Lat,
-            size,
-            depth: 1,
-            qps: 1,
-            batch: 1,
-            stop: Stop::Iterations(100),
-            pace: Pace::Closed,
-            until: Until::Echo,
-            bidirectional: false,
-            reads: 50,
-        }
+        super::super::measure::tests::plan(Operation::Write, Mode::Lat, size, 1, 100)
     }
 
     /// So many of them.
