@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+
+use super::percentiles;
+pub use super::percentiles::{Figure, Percentiles, UNSAMPLED};
 
 /// Longest latency told apart from longer ones: 100 s, in picoseconds.
 const MAX_PS: u64 = 100_000_000_000_000;
@@ -20,49 +22,6 @@ pub struct Latencies {
     min_ps: u64,
     max_ps: u64,
     sum_ps: u128,
-}
-
-/// What a distribution comes down to, in nanoseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Percentiles {
-    /// Shortest.
-    pub min_ns: f64,
-    /// Median.
-    pub p50_ns: f64,
-    /// 90 %.
-    pub p90_ns: f64,
-    /// 99 %.
-    pub p99_ns: f64,
-    /// 99.9 %.
-    pub p999_ns: f64,
-    /// 99.99 %.
-    pub p9999_ns: f64,
-    /// 99.999 %.
-    pub p99999_ns: f64,
-    /// Longest.
-    pub max_ns: f64,
-    /// Arithmetic mean.
-    pub mean_ns: f64,
-    /// Standard deviation.
-    pub stdev_ns: f64,
-}
-
-impl Percentiles {
-    /// Every figure times `share`.
-    pub fn scaled(&self, share: f64) -> Self {
-        Self {
-            min_ns: self.min_ns * share,
-            p50_ns: self.p50_ns * share,
-            p90_ns: self.p90_ns * share,
-            p99_ns: self.p99_ns * share,
-            p999_ns: self.p999_ns * share,
-            p9999_ns: self.p9999_ns * share,
-            p99999_ns: self.p99999_ns * share,
-            max_ns: self.max_ns * share,
-            mean_ns: self.mean_ns * share,
-            stdev_ns: self.stdev_ns * share,
-        }
-    }
 }
 
 impl Latencies {
@@ -102,6 +61,12 @@ impl Latencies {
         self.sum_ps += other.sum_ps;
     }
 
+    /// Takes all of them out again. Allocates nothing.
+    pub fn clear(&mut self) {
+        self.histogram.reset();
+        (self.min_ps, self.max_ps, self.sum_ps) = (u64::MAX, 0, 0);
+    }
+
     /// Number of latencies.
     pub fn len(&self) -> u64 {
         self.histogram.len()
@@ -128,6 +93,7 @@ impl Latencies {
             max_ns: self.max_ps as f64 / 1000.0,
             mean_ns: self.sum_ps as f64 / self.len() as f64 / 1000.0,
             stdev_ns: self.histogram.stdev() / 1000.0,
+            sampled_to_percent: percentiles::sampled_to(self.len()),
         }
     }
 

@@ -18,6 +18,7 @@ mod machine;
 mod nic;
 mod parse;
 mod patience;
+mod percentiles;
 mod pingpong;
 mod restored;
 mod stall;

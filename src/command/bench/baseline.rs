@@ -9,9 +9,14 @@ use std::time::{Duration, Instant};
 
 use holdfast::cores::pin;
 
+use super::latency::null::{self, Overhead};
+use super::layout::Layout;
+use super::plan::{Mode, Plan};
+use crate::command::affinity::Placement;
 use crate::command::clock::{Clock, Time as _};
 use crate::command::histogram::Latencies;
 use crate::command::interrupt;
+use crate::command::jitter::Jitter;
 
 /// Round trips that are not counted.
 const WARM_UP: u64 = 20_000;
@@ -24,6 +29,58 @@ const STOP: u64 = u64::MAX;
 /// How long a copy is repeated, and how often the best of it is looked for.
 const COPY_TIME: Duration = Duration::from_millis(100);
 const COPY_TRIES: usize = 3;
+
+/// How long the core alone is looked at: an eighth of the measurement, within these bounds.
+const JITTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// What the hardware and the tool can do.
+#[derive(Debug, Default)]
+pub struct Baseline {
+    /// Round trip of a cache line between the two processors, median (`lat`).
+    pub cache_line_ns: Option<f64>,
+    /// Speed of a plain copy (`bw`).
+    pub memcpy_gbit_per_s: Option<f64>,
+    /// What the core does to a thread that only looks at the clock (`lat`).
+    pub jitter: Option<Jitter>,
+    /// What the measuring costs (`lat`).
+    pub overhead: Option<Overhead>,
+}
+
+impl Baseline {
+    /// Measures what matters to the plan. Do it before the NIC starts, which would be in the way.
+    pub fn measure(plan: &Plan, clock: &Clock, placement: Placement) -> anyhow::Result<Self> {
+        let mut baseline = Self::default();
+        match plan.mode {
+            Mode::Lat => {
+                if let (Some(bench), Some(nic)) = (placement.bench, placement.nic) {
+                    baseline.cache_line_ns = cache_line_ping_pong(clock, (bench, nic))?;
+                }
+                let time = plan.duration().unwrap_or_default() / 8;
+                let time = time.clamp(JITTER.0, JITTER.1);
+                baseline.jitter = Some(Jitter::measure(clock, placement.bench, time)?);
+                baseline.overhead = Some(overhead(clock, placement.bench)?);
+            }
+            Mode::Bw => {
+                let layout = Layout::new(plan);
+                let speed = memcpy(placement.bench, plan.size, layout.slots)?;
+                baseline.memcpy_gbit_per_s = Some(speed);
+            }
+            Mode::Rate => {}
+        }
+        Ok(baseline)
+    }
+}
+
+/// The null device, on a thread of its own: the NIC's process would inherit this one's processor.
+fn overhead(clock: &Clock, cpu: Option<usize>) -> anyhow::Result<Overhead> {
+    std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| {
+            let _pinned = cpu.map(pin).transpose()?;
+            null::overhead(clock)
+        });
+        measuring.join().map_err(|_| anyhow::anyhow!("the thread of the null device panicked"))?
+    })
+}
 
 /// A cache line of its own.
 #[repr(align(128))]

@@ -7,21 +7,24 @@
 //! are judged.
 //!
 //! Where the machine itself was another one meanwhile (its own baseline moved), the ratios to the
-//! baseline are judged in place of the figures.
+//! baseline are judged in place of the figures. What has no such ratio (an open loop) is judged by
+//! its figures all the same, but only "worse" is believed then, and only by more than the baseline
+//! moved.
 
 mod interval;
+mod runs;
+mod show;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use clap::Args;
 use interval::{Interval, Verdict};
+use runs::{Runs, read};
 use serde::Serialize;
 use serde_json::Value;
+use show::draw;
 
 use super::report::SCHEMA_VERSION;
 use crate::command::{EXIT_FAILED, print};
@@ -142,6 +145,9 @@ struct Comparison {
     verdict: Verdict,
     /// Whether the machine's own baseline moved, for some kind of run.
     machine_changed: bool,
+    /// Kinds of runs that only one of the files has, which nothing was said about.
+    only_before: Vec<String>,
+    only_after: Vec<String>,
     rows: Vec<Row>,
 }
 
@@ -160,62 +166,6 @@ pub fn run(options: &CompareOptions) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Runs by what they measured.
-type Runs = BTreeMap<String, Vec<Value>>;
-
-fn read(path: &Path) -> anyhow::Result<Runs> {
-    let shown = path.display();
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-    let report: Value =
-        serde_json::from_str(&text).with_context(|| format!("{shown} is no JSON"))?;
-    runs(&report).with_context(|| shown.to_string())
-}
-
-fn runs(report: &Value) -> anyhow::Result<Runs> {
-    let version = report["schema_version"].as_u64();
-    ensure!(
-        version == Some(u64::from(SCHEMA_VERSION)),
-        "it has schema version {}, and this program reads {SCHEMA_VERSION}",
-        version.map_or_else(|| "none".to_owned(), |version| version.to_string())
-    );
-    let mut runs = Runs::new();
-    for run in report["runs"].as_array().context("it has no runs")? {
-        ensure!(run["errors"] == 0, "a run in it has errors");
-        ensure!(run["interrupted"] != true, "a run in it was interrupted");
-        runs.entry(kind(run)).or_default().push(run.clone());
-    }
-    Ok(runs)
-}
-
-/// What must be the same for two runs to be comparable.
-fn kind(run: &Value) -> String {
-    let text = |field: &str| run[field].as_str().unwrap_or_default().to_owned();
-    let mut kind = format!(
-        "{} {} {} B, {} qps, depth {}, batch {}",
-        text("op"),
-        text("mode"),
-        run["size"],
-        run["qps"],
-        run["depth"],
-        run["batch"]
-    );
-    if let Some(rate) = run["open"]["rate"].as_f64() {
-        let _ = write!(kind, ", {rate}/s");
-    }
-    let of = text("latency_of");
-    if !of.is_empty() {
-        let _ = write!(kind, ", {}", of.replace('_', " "));
-    }
-    if run["bidirectional"] == true {
-        kind += ", both ways";
-    }
-    if let Some(reads) = run["reads_percent"].as_u64() {
-        let _ = write!(kind, ", {reads} % reads");
-    }
-    let _ = write!(kind, ", {}, {}", text("device"), text("region_kind"));
-    kind
-}
-
 fn compare(before: &Runs, after: &Runs, options: &CompareOptions) -> anyhow::Result<Comparison> {
     let common: Vec<_> =
         before.iter().filter_map(|(kind, b)| Some((kind, b, after.get(kind)?))).collect();
@@ -230,6 +180,7 @@ fn compare(before: &Runs, after: &Runs, options: &CompareOptions) -> anyhow::Res
     let error = (1.0 - options.confidence / 100.0) / judged_at_most as f64;
     let mut rows = Vec::new();
     let mut machine_changed = false;
+    let mut verdict = None;
     for (kind, before, after) in common {
         let values = |runs: &[Value], figure: &Figure| -> Vec<f64> {
             let values = runs.iter().map(|run| run[figure.field].as_f64());
@@ -256,69 +207,68 @@ fn compare(before: &Runs, after: &Runs, options: &CompareOptions) -> anyhow::Res
         };
         let found: Vec<_> =
             FIGURES.iter().filter_map(|figure| Some((figure.role, row(figure)?))).collect();
-        let moved = found.iter().any(|(role, row)| {
+        let baseline = found.iter().find(|(role, row)| {
             *role == Role::Baseline && matches!(row.verdict, Verdict::Better | Verdict::Worse)
         });
-        let judged = if moved { Role::Relative } else { Role::Judged };
-        machine_changed |= moved;
-        rows.extend(found.into_iter().map(|(role, row)| Row { judged: role == judged, ..row }));
+        let moved = baseline.map(|(_, row)| row.change_percent.abs());
+        machine_changed |= moved.is_some();
+        let has_ratio = found.iter().any(|(role, _)| *role == Role::Relative);
+        let judged = if moved.is_some() && has_ratio { Role::Relative } else { Role::Judged };
+        let judge = |(role, row): (Role, Row)| {
+            let verdict = match moved.filter(|_| role == Role::Judged) {
+                Some(moved) => without_ratio(&row, moved),
+                None => row.verdict,
+            };
+            Row { judged: role == judged, verdict, ..row }
+        };
+        let before = rows.len();
+        rows.extend(found.into_iter().map(judge));
+        let judged = rows[before..].iter().filter(|row| row.judged).map(|row| row.verdict);
+        verdict = verdict.max(Some(judged.max().unwrap_or(Verdict::Unclear)));
     }
-    let verdict = rows.iter().filter(|row| row.judged).map(|row| row.verdict).max();
+    let only = |one: &Runs, other: &Runs| -> Vec<String> {
+        one.keys().filter(|kind| !other.contains_key(*kind)).cloned().collect()
+    };
     Ok(Comparison {
         schema_version: SCHEMA_VERSION,
         tolerance_percent: options.tolerance,
         confidence_percent: options.confidence,
         verdict: verdict.unwrap_or(Verdict::Unclear),
         machine_changed,
+        only_before: only(before, after),
+        only_after: only(after, before),
         rows,
     })
 }
 
-fn draw(comparison: &Comparison) -> String {
-    let mut text = String::new();
-    let mut last = "";
-    for row in &comparison.rows {
-        if row.what != last {
-            let (before, after) = row.runs;
-            let _ = writeln!(text, "{} ({before} runs, {after} runs)", row.what);
-            last = &row.what;
-        }
-        let interval = match row.interval_percent {
-            Some((low, high)) => format!("{low:+.1} to {high:+.1} %"),
-            None => "one run is no measure of noise".to_owned(),
-        };
-        let verdict = if row.judged { row.verdict.text() } else { "" };
-        let _ = writeln!(
-            text,
-            "  {:<24} {:>12.2} {:>12.2} {:>+8.1} %   {interval:<22} {verdict}",
-            row.figure, row.before, row.after, row.change_percent
-        );
+/// What is left of a verdict on a figure where the machine was another one, by so many percent, and
+/// no ratio to it exists.
+fn without_ratio(row: &Row, moved: f64) -> Verdict {
+    match row.verdict {
+        Verdict::Worse if row.change_percent.abs() > moved => Verdict::Worse,
+        _ => Verdict::Unclear,
     }
-    if comparison.machine_changed {
-        text += "\nThe machine's own baseline moved: what is judged is the ratio to it.\n";
-    }
-    let _ = writeln!(
-        text,
-        "\nverdict: {} (differences up to {} % do not matter; {} % sure)",
-        comparison.verdict.text(),
-        comparison.tolerance_percent,
-        comparison.confidence_percent
-    );
-    if comparison.verdict == Verdict::Unclear {
-        text += "The runs are too few or differ too much among themselves; measure with more --repeat.\n";
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     fn options() -> CompareOptions {
         let (before, after) = (PathBuf::new(), PathBuf::new());
         CompareOptions { before, after, tolerance: 5.0, confidence: 95.0, json: false }
+    }
+
+    /// Those of an open loop, which has no ratio to the baseline.
+    fn open_loop(p50: &[f64], line: f64) -> Runs {
+        let mut open = latencies(p50, line);
+        open.values_mut().flatten().for_each(|run| {
+            run["open"] = json!({ "rate": 1000.0 });
+            run["ratio_to_ping_pong"] = Value::Null;
+        });
+        open.into_values().map(|runs| ("open loop".to_owned(), runs)).collect()
     }
 
     /// Runs with these medians; p99 is ten times that.
@@ -331,7 +281,7 @@ mod tests {
             })
         };
         let runs: Vec<_> = p50.iter().map(run).collect();
-        super::runs(&json!({ "schema_version": 2, "runs": runs })).unwrap()
+        runs::runs(&json!({ "schema_version": 2, "runs": runs })).unwrap()
     }
 
     fn verdict(before: &[f64], after: &[f64]) -> Verdict {
@@ -369,27 +319,60 @@ mod tests {
     }
 
     #[test]
+    fn an_open_loop_is_judged_though_the_machine_changed() {
+        let closed = |line: f64| latencies(&[200.0, 202.0, 198.0, 201.0].map(|ns| ns * line), line);
+        let before = [1000.0, 1010.0, 990.0, 1000.0];
+        for (factor, line, expected) in [
+            (50.0, 2.0, Verdict::Worse),
+            (2.5, 2.0, Verdict::Worse),
+            (2.5, 0.5, Verdict::Worse),
+            // No more than the machine, which may be the reason or not; nor does the same figure
+            // on another machine say anything.
+            (1.5, 2.0, Verdict::Unclear),
+            (1.0, 2.0, Verdict::Unclear),
+            (0.5, 0.5, Verdict::Unclear),
+        ] {
+            let mut first = closed(1.0);
+            first.append(&mut open_loop(&before, 1.0));
+            let mut second = closed(line);
+            second.append(&mut open_loop(&before.map(|ns| ns * factor), line));
+            let comparison = compare(&first, &second, &options()).unwrap();
+            assert!(comparison.machine_changed);
+            assert_eq!(comparison.verdict, expected, "{factor} times, line {line}");
+            let judged = comparison.rows.iter().filter(|row| row.judged && row.what == "open loop");
+            let figures: Vec<_> = judged.map(|row| row.figure).collect();
+            assert_eq!(figures, ["p50_ns", "p99_ns"]);
+        }
+    }
+
+    #[test]
+    fn what_only_one_file_has_is_named() {
+        let before = latencies(&[200.0, 201.0], 100.0);
+        let mut after = before.clone();
+        after.append(&mut open_loop(&[300.0, 301.0], 100.0));
+        for (first, second, place) in [(&before, &after, "second"), (&after, &before, "first")] {
+            let text = draw(&compare(first, second, &options()).unwrap());
+            let words = format!("not compared, only in the {place} file: open loop");
+            assert!(text.contains(&words), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_kind_without_a_figure_to_judge_is_not_called_the_same() {
+        let mut before = latencies(&[200.0, 201.0, 199.0], 100.0);
+        let bare = json!({ "op": "write", "mode": "rate", "mops": 1.0 });
+        before.insert("bare".to_owned(), vec![bare; 3]);
+        let comparison = compare(&before, &before.clone(), &options()).unwrap();
+        assert_eq!(comparison.verdict, Verdict::Unclear);
+    }
+
+    #[test]
     fn only_like_is_compared_with_like() {
         let before = latencies(&[200.0, 201.0], 100.0);
         let other = json!({ "schema_version": 2, "runs": [{
             "op": "read", "mode": "lat", "size": 8, "errors": 0, "p50_ns": 1.0 }] });
-        let error = compare(&before, &runs(&other).unwrap(), &options()).unwrap_err().to_string();
+        let error =
+            compare(&before, &runs::runs(&other).unwrap(), &options()).unwrap_err().to_string();
         assert!(error.contains("nothing in common") && error.contains("read lat"), "{error}");
-    }
-
-    #[test]
-    fn what_cannot_count_is_refused() {
-        for (report, words) in [
-            (json!({ "p50_ns": 3 }), "schema version none"),
-            (json!({ "schema_version": 9, "runs": [] }), "schema version 9"),
-            (json!({ "schema_version": 2, "runs": [{ "errors": 1 }] }), "has errors"),
-            (
-                json!({ "schema_version": 2, "runs": [{ "errors": 0, "interrupted": true }] }),
-                "interrupted",
-            ),
-        ] {
-            let error = runs(&report).unwrap_err().to_string();
-            assert!(error.contains(words), "{error}");
-        }
     }
 }

@@ -134,7 +134,7 @@ impl LatencyDetails {
         };
         Self {
             latency_of,
-            round_trip: (share < 1.0).then(|| recorded.all.percentiles()),
+            round_trip: (share < 1.0 && recorded.all.len() > 0).then(|| recorded.all.percentiles()),
             open,
             phases: measured.phases.as_ref().map(Phases::breakdown),
             slice_s,

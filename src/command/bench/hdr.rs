@@ -1,12 +1,15 @@
-//! The latencies as an HdrHistogram log (V2), which HistogramLogProcessor, HistogramLogAnalyzer,
-//! hdr-plot and others open. They expect nanoseconds, so that is what it has: round trips are whole.
+//! The latencies as an HdrHistogram log: the format (V2) of HdrHistogram's own HistogramLogWriter,
+//! which its HistogramLogReader and HistogramLogProcessor read. They expect nanoseconds, so that is
+//! what it has: round trips are whole. Each run is encoded as soon as it is over.
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 
+use super::plan::Plan;
+use super::recorder::Recorded;
 use super::report::{Report, Run};
 use crate::command::histogram::Latencies;
 
@@ -16,25 +19,44 @@ const SHORTEST: Duration = Duration::from_millis(1);
 const MAX_DIVISOR: f64 = 1e6;
 
 /// The log: a line for each slice of each run; tagged with what was measured where that differs.
-pub fn log(report: &Report) -> Result<Vec<u8>> {
-    let failed = |error: &dyn std::fmt::Display| anyhow!("{error}");
-    let (mut out, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
-    let started = UNIX_EPOCH + Duration::from_secs_f64(report.started);
-    let mut writer = IntervalLogWriterBuilder::new()
-        .add_comment("[Histogram log format version 1.3]")
-        .add_comment(&format!("[{}; values in nanoseconds; round trips are whole]", report.program))
-        .with_start_time(started)
-        .with_base_time(started)
-        .with_max_value_divisor(MAX_DIVISOR)
-        .begin_log_with(&mut out, &mut serializer)?;
-    let several = report.runs.iter().any(|run| name(run) != name(&report.runs[0]));
-    for run in &report.runs {
-        let Some(timed) = &run.recorded else { continue };
-        let name = name(run);
-        let tag = several.then(|| Tag::new(&name)).flatten();
-        let slice = timed.recorded.slice;
+#[derive(Debug)]
+pub struct Log {
+    text: Vec<u8>,
+    tagged: bool,
+}
+
+impl Log {
+    /// One of these plans, which has no runs yet.
+    pub fn new(report: &Report, plans: &[Plan]) -> Result<Self> {
+        let (mut text, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
+        let started = UNIX_EPOCH + Duration::from_secs_f64(report.started);
+        let about = format!("[{}; values in nanoseconds; round trips are whole]", report.program);
+        IntervalLogWriterBuilder::new()
+            .add_comment("[Histogram log format version 1.3]")
+            .add_comment(&about)
+            .with_start_time(started)
+            .with_base_time(started)
+            .with_max_value_divisor(MAX_DIVISOR)
+            .begin_log_with(&mut text, &mut serializer)?;
+        let tagged = plans.iter().any(|plan| plan.size != plans[0].size);
+        Ok(Self { text, tagged })
+    }
+
+    /// Adds a run.
+    pub fn add(&mut self, run: &Run, recorded: &Recorded) -> Result<()> {
+        self.add_slices(run, recorded).context("cannot make the HdrHistogram log")
+    }
+
+    fn add_slices(&mut self, run: &Run, recorded: &Recorded) -> Result<()> {
+        let (mut text, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
+        let mut writer = IntervalLogWriterBuilder::new()
+            .with_max_value_divisor(MAX_DIVISOR)
+            .begin_log_with(&mut text, &mut serializer)?;
+        let name = format!("{}-{}B", run.op.name(), run.size);
+        let tag = self.tagged.then(|| Tag::new(&name)).flatten();
+        let slice = recorded.slice;
         let at_a_time = (SHORTEST.as_secs_f64() / slice.as_secs_f64()).ceil().max(1.0) as usize;
-        for (at, slices) in timed.recorded.slices.chunks(at_a_time).enumerate() {
+        for (at, slices) in recorded.slices.chunks(at_a_time).enumerate() {
             let mut sum = Latencies::new();
             slices.iter().for_each(|slice| sum.add(slice));
             if sum.len() == 0 {
@@ -44,14 +66,18 @@ pub fn log(report: &Report) -> Result<Vec<u8>> {
             let length = slice * slices.len() as u32;
             writer
                 .write_histogram(&sum.in_nanoseconds(), Duration::from_secs_f64(start), length, tag)
-                .map_err(|error| failed(&error))?;
+                .map_err(|error| anyhow!("{error}"))?;
         }
+        // The head stands at the beginning already.
+        let lines = text.split_inclusive(|byte| *byte == b'\n');
+        lines.filter(|line| !line.starts_with(b"#")).for_each(|line| self.text.extend(line));
+        Ok(())
     }
-    Ok(out)
-}
 
-fn name(run: &Run) -> String {
-    format!("{}-{}B", run.op.name(), run.size)
+    /// All of it.
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
 }
 
 #[cfg(test)]
@@ -60,8 +86,16 @@ mod tests {
     use hdrhistogram::serialization::Deserializer;
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
-    use super::super::report::tests::{report, run};
+    use super::super::report::tests::{plan, recorded, report, run};
     use super::*;
+
+    /// The log of runs of so many bytes.
+    fn log(sizes: &[usize]) -> Vec<u8> {
+        let plans: Vec<_> = sizes.iter().map(|size| plan(*size)).collect();
+        let mut log = Log::new(&report(Vec::new()), &plans).unwrap();
+        sizes.iter().for_each(|size| log.add(&run(*size), &recorded(100)).unwrap());
+        log.text().to_vec()
+    }
 
     /// Times, tags and histograms of a log.
     fn read(log: &[u8]) -> Vec<(f64, Option<String>, Histogram<u64>)> {
@@ -87,8 +121,9 @@ mod tests {
     #[test]
     fn another_reader_finds_the_same_latencies_in_nanoseconds() {
         // 100 slices of 10 ms, and in slice i one round trip of i + 1 us.
-        let log = log(&report(vec![run(8)])).unwrap();
+        let log = log(&[8]);
         let text = String::from_utf8(log.clone()).unwrap();
+        assert_eq!(text.matches("MaxValueDivisor").count(), 1, "{text}");
         assert!(text.starts_with("#[Histogram log format version 1.3]\n"), "{text}");
         let intervals = read(&log);
         assert_eq!(intervals.len(), 100);
@@ -101,7 +136,7 @@ mod tests {
 
     #[test]
     fn runs_that_differ_are_told_apart() {
-        let log = log(&report(vec![run(8), run(64)])).unwrap();
+        let log = log(&[8, 64]);
         let tags: Vec<_> = read(&log).into_iter().filter_map(|(_, tag, _)| tag).collect();
         assert_eq!(
             (tags.len(), tags[0].as_str(), tags[199].as_str()),

@@ -1,25 +1,22 @@
 //! One measurement: what the hardware can do, the ends and the NIC, a warm-up, the loop itself, and
 //! for latency the phases of single operations.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use holdfast::cores::pin;
 use holdfast::dma::RingMemory;
 use holdfast::stats::TurnCounts;
 use holdfast_dax::Source;
 
 use super::disturbance::{Counters, Disturbance};
-use super::latency::null::{self, Overhead};
 use super::latency::phases::Phases;
 use super::latency::{self, Recording, Timed};
 use super::layout::Layout;
 use super::plan::{Mode, Operation, Pace, Plan, Stop};
-use super::{baseline, payload, throughput};
+use super::{payload, throughput};
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
-use crate::command::endpoints::{End, EndpointOptions, Session, Shape};
+use crate::command::endpoints::{End, EndpointOptions, Session, Shape, failures};
 use crate::command::interrupt;
-use crate::command::jitter::Jitter;
 
 /// How long to warm up.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -29,14 +26,14 @@ const WARM_UP_OPERATIONS: u64 = 2000;
 pub const INLINE: usize = 64;
 /// Operations that are taken apart at most; one in ten of those measured.
 const PHASE_OPERATIONS: u64 = 20_000;
-/// How long the core alone is looked at: an eighth of the measurement, within these bounds.
-const JITTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long a measurement may be that counts operations, for all that is known beforehand.
 const UNKNOWN: Duration = Duration::from_secs(24 * 3600);
 
 /// What one measurement came to.
 #[derive(Debug)]
 pub struct Measured {
+    /// When the measurement began: after the NIC's start and the warm-up.
+    pub began: Instant,
     /// Operations.
     pub iters: u64,
     /// Seconds they took.
@@ -59,55 +56,8 @@ pub struct Measured {
     pub poll_loop: Option<TurnCounts>,
     /// Whether the other process has the result.
     pub elsewhere: bool,
-}
-
-/// What the hardware and the tool can do.
-#[derive(Debug, Default)]
-pub struct Baseline {
-    /// Round trip of a cache line between the two processors, median (`lat`).
-    pub cache_line_ns: Option<f64>,
-    /// Speed of a plain copy (`bw`).
-    pub memcpy_gbit_per_s: Option<f64>,
-    /// What the core does to a thread that only looks at the clock (`lat`).
-    pub jitter: Option<Jitter>,
-    /// What the measuring costs (`lat`).
-    pub overhead: Option<Overhead>,
-}
-
-impl Baseline {
-    /// Measures what matters to the plan. Do it before the NIC starts, which would be in the way.
-    pub fn measure(plan: &Plan, clock: &Clock, placement: Placement) -> anyhow::Result<Self> {
-        let mut baseline = Self::default();
-        match plan.mode {
-            Mode::Lat => {
-                if let (Some(bench), Some(nic)) = (placement.bench, placement.nic) {
-                    baseline.cache_line_ns = baseline::cache_line_ping_pong(clock, (bench, nic))?;
-                }
-                let time = plan.duration().unwrap_or_default() / 8;
-                let time = time.clamp(JITTER.0, JITTER.1);
-                baseline.jitter = Some(Jitter::measure(clock, placement.bench, time)?);
-                baseline.overhead = Some(overhead(clock, placement.bench)?);
-            }
-            Mode::Bw => {
-                let layout = Layout::new(plan);
-                let speed = baseline::memcpy(placement.bench, plan.size, layout.slots)?;
-                baseline.memcpy_gbit_per_s = Some(speed);
-            }
-            Mode::Rate => {}
-        }
-        Ok(baseline)
-    }
-}
-
-/// The null device, on a thread of its own: the NIC's process would inherit this one's processor.
-fn overhead(clock: &Clock, cpu: Option<usize>) -> anyhow::Result<Overhead> {
-    std::thread::scope(|scope| {
-        let measuring = scope.spawn(|| {
-            let _pinned = cpu.map(pin).transpose()?;
-            null::overhead(clock)
-        });
-        measuring.join().map_err(|_| anyhow::anyhow!("the thread of the null device panicked"))?
-    })
+    /// What went wrong after the measurement, which counts all the same.
+    pub failed: Option<anyhow::Error>,
 }
 
 /// What each end is made of.
@@ -152,6 +102,7 @@ fn run(
     let end = session.passive.as_ref().or(session.active.as_ref());
     let region_kind = end.map(region_kind).unwrap_or_default();
     let mut measured = Measured {
+        began: Instant::now(),
         iters: 0,
         seconds: 0.0,
         errors: 0,
@@ -163,13 +114,15 @@ fn run(
         rings: session.ring_memory(),
         poll_loop: None,
         elsewhere: session.active.is_none() && !plan.bidirectional,
+        failed: None,
     };
     if session.active.is_none() && !plan.both_work() {
-        // The peer does it all by itself.
-        let patience = plan.duration().unwrap_or(UNKNOWN);
+        // The peer does it all by itself, and gives up what takes longer.
+        let patience = latency::longest(plan.duration().unwrap_or(UNKNOWN));
         session.line_up("ready", Duration::ZERO)?;
-        session.line_up("start", WARM_UP + 2 * patience)?;
-        session.line_up("measured", 2 * patience)?;
+        session.line_up("start", latency::longest(WARM_UP) + patience)?;
+        measured.began = Instant::now();
+        session.line_up("measured", patience)?;
         session.line_up("done", patience)?;
         return Ok(measured);
     }
@@ -180,6 +133,9 @@ fn run(
     if warm.errors > 0 {
         return Ok(Measured { errors: warm.errors, ..measured });
     }
+    if interrupt::requested() {
+        return Ok(measured);
+    }
     let stop = match plan.stop {
         Stop::Time(time) if counted => agree(session, &warm, time)?,
         stop => stop,
@@ -188,20 +144,44 @@ fn run(
     let recording = self::recording(plan, clock, expected);
     session.line_up("start", Duration::ZERO)?;
     let before = Counters::read(cpu);
+    measured.began = Instant::now();
     let done = Loop::run(session, plan, layout, clock, stop, recording)?;
     measured.disturbance = before.until(&Counters::read(cpu));
     (measured.iters, measured.seconds, measured.errors) = (done.iters, done.seconds, done.errors);
     if done.errors == 0 && !interrupt::requested() {
-        session.line_up("measured", Duration::ZERO)?;
-        if plan.mode == Mode::Lat {
-            let operations = phase_operations(stop, done.iters);
-            measured.phases = latency::take_apart(session, plan, layout, clock, operations)?;
-        }
-        session.line_up("done", Duration::ZERO)?;
-        measured.errors += payload::wrong(session, plan, layout, measured.iters)?;
+        let operations = phase_operations(stop, done.iters);
+        let looked = look_closer(session, plan, layout, clock, operations, &mut measured);
+        // What a signal cut short, the run says by itself.
+        measured.failed = looked.err().filter(|_| !interrupt::requested());
     }
     (measured.timed, measured.poll_loop) = (done.timed, done.poll_loop);
     Ok(measured)
+}
+
+/// After the measurement: takes single operations apart and compares payloads.
+fn look_closer(
+    session: &mut Session,
+    plan: &Plan,
+    layout: Layout,
+    clock: &Clock,
+    operations: u64,
+    measured: &mut Measured,
+) -> anyhow::Result<()> {
+    session.line_up("measured", Duration::ZERO)?;
+    if plan.mode == Mode::Lat {
+        measured.phases = latency::take_apart(session, plan, layout, clock, operations)?;
+    }
+    session.line_up("done", Duration::ZERO)?;
+    measured.errors += payload::wrong(session, plan, layout, measured.iters)?;
+    Ok(())
+}
+
+/// Errors of a loop that has ended: one, if a request failed. A signal ends it like any other end.
+pub fn errors_of(ended: anyhow::Result<()>) -> anyhow::Result<u64> {
+    match ended {
+        Err(error) if error.is::<interrupt::Interrupted>() => Ok(0),
+        ended => failures(ended),
+    }
 }
 
 fn recording(plan: &Plan, clock: &Clock, expected: Duration) -> Option<Recording> {
@@ -365,6 +345,20 @@ pub mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_signal_that_meets_a_waiting_loop_keeps_what_was_measured() {
+        assert_eq!(errors_of(Err(interrupt::Interrupted.into())).unwrap(), 0);
+        assert!(errors_of(Err(anyhow::anyhow!("no answer"))).is_err());
+    }
+
+    #[test]
+    fn a_measurement_begins_when_the_warm_up_is_over() {
+        let plan = plan(Operation::Read, Mode::Lat, 8, 1, 1);
+        let before = Instant::now();
+        let measured = measure(&Plan { stop: Stop::Time(WARM_UP), ..plan }, |_| ());
+        assert!(measured.began.duration_since(before) >= WARM_UP, "with the NIC's start before it");
     }
 
     #[test]

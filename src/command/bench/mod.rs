@@ -9,6 +9,7 @@ mod baseline;
 mod compare;
 mod details;
 mod disturbance;
+mod files;
 mod hdr;
 mod html;
 mod latency;
@@ -21,10 +22,10 @@ mod perftest;
 mod plan;
 mod recorder;
 mod report;
+mod slices;
 mod table;
 mod throughput;
 
-use std::fs;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +33,7 @@ use anyhow::Context as _;
 use holdfast::cores::lock_memory;
 use holdfast_dax::Source;
 
+use hdr::Log;
 pub use options::BenchCommand;
 use options::{BenchOptions, Other};
 use report::{ClockFacts, Report, Run, SCHEMA_VERSION};
@@ -40,7 +42,7 @@ use super::affinity::Placement;
 use super::clock::Clock;
 use super::machine::Machine;
 use super::{Usage, interrupt, print};
-use measure::Baseline;
+use baseline::Baseline;
 use plan::Plan;
 
 /// Runs the benchmark, or what else was asked for.
@@ -56,11 +58,13 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     let plans = options.plans().map_err(Usage::error)?;
     options.endpoints.check()?;
     check_region(options)?;
+    options.html.iter().chain(&options.hdr).try_for_each(|path| files::check(path))?;
     let placement = options.endpoints.device.placement();
     if options.lock_memory {
         lock_memory().context("--lock-memory")?;
     }
     let clock = Clock::calibrate();
+    let start = Instant::now();
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut report = Report {
         schema_version: SCHEMA_VERSION,
@@ -69,21 +73,50 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
         machine: Machine { timer: Some(clock.name()), ..Machine::read() },
         clock: ClockFacts::of(&clock),
         runs: Vec::new(),
+        failed: None,
     };
-    let start = Instant::now();
+    let mut log = options.hdr.is_some().then(|| Log::new(&report, &plans)).transpose()?;
+    let mut failed = None;
     for plan in (0..options.repeat).flat_map(|_| &plans) {
-        let run = one(plan, options, placement, &clock, start)?;
-        show(&run, options, &report)?;
+        let (run, late) = match one(plan, options, placement, &clock, start, log.as_mut()) {
+            Ok(run) => run,
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        };
+        let shown = show(&run, options, &report);
         let over = run.errors > 0 || run.interrupted;
         report.runs.push(run);
-        if over {
+        failed = late.or(shown.err());
+        if over || failed.is_some() {
             break;
         }
     }
-    write_files(&report, options)?;
-    if options.json {
-        print(format_args!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    finish(report, options, log.as_ref(), failed)
+}
+
+/// Gives out what was measured, whatever ended it, and says how it ended.
+fn finish(
+    mut report: Report,
+    options: &BenchOptions,
+    log: Option<&Log>,
+    failed: Option<anyhow::Error>,
+) -> anyhow::Result<ExitCode> {
+    report.failed = failed.as_ref().map(|error| format!("{error:#}"));
+    let mut ended = failed.map_or(Ok(()), Err);
+    if !report.runs.is_empty() {
+        // One that fails keeps nothing from the others; the first is told at the end.
+        for done in
+            [print_json(&report, options), write_html(&report, options), write_hdr(log, options)]
+        {
+            if let (Err(_), Err(another)) = (&ended, &done) {
+                tracing::error!("{another:#}");
+            }
+            ended = ended.and(done);
+        }
     }
+    ended?;
     let errors = report.runs.iter().any(|run| run.errors > 0);
     Ok(match (errors, report.runs.iter().any(|run| run.interrupted)) {
         (false, false) => ExitCode::SUCCESS,
@@ -92,18 +125,27 @@ fn bench(options: &BenchOptions) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// A run, and what went wrong after its measurement, if anything. All of its latencies go into the
+/// log, if there is one, and are not kept: those of a run take 30 MB.
 fn one(
     plan: &Plan,
     options: &BenchOptions,
     placement: Placement,
     clock: &Clock,
     start: Instant,
-) -> anyhow::Result<Run> {
+    log: Option<&mut Log>,
+) -> anyhow::Result<(Run, Option<anyhow::Error>)> {
     // Before the NIC starts: it would be in the way.
     let baseline = Baseline::measure(plan, clock, placement)?;
-    let began = start.elapsed().as_secs_f64();
-    let measured = measure::measure(&options.endpoints, placement, &options.region, plan, clock)?;
-    Ok(Run::new(plan, options, placement, &baseline, measured, began))
+    let mut measured =
+        measure::measure(&options.endpoints, placement, &options.region, plan, clock)?;
+    let began = measured.began.saturating_duration_since(start).as_secs_f64();
+    let run = Run::new(plan, options, placement, &baseline, &measured, began);
+    let logged = match (log, &measured.timed) {
+        (Some(log), Some(timed)) => log.add(&run, &timed.recorded),
+        _ => Ok(()),
+    };
+    Ok((run, measured.failed.take().or(logged.err())))
 }
 
 /// Shows a run as soon as it is there, where that is the form.
@@ -112,7 +154,12 @@ fn show(run: &Run, options: &BenchOptions, report: &Report) -> anyhow::Result<()
         return Ok(());
     }
     if run.elsewhere && run.errors == 0 {
-        return print("served; the other side has the result\n");
+        let cut = if run.interrupted {
+            "interrupted; the other side has no result"
+        } else {
+            "served; the other side has the result"
+        };
+        return print(format_args!("{cut}\n"));
     }
     if options.perftest_compat {
         return print(perftest::lines(run, report.runs.is_empty()));
@@ -121,16 +168,21 @@ fn show(run: &Run, options: &BenchOptions, report: &Report) -> anyhow::Result<()
     print(format_args!("{gap}{}", table::draw(run, &report.clock, &report.machine)))
 }
 
-fn write_files(report: &Report, options: &BenchOptions) -> anyhow::Result<()> {
-    if let Some(path) = &options.html {
-        fs::write(path, html::page(report))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+fn print_json(report: &Report, options: &BenchOptions) -> anyhow::Result<()> {
+    if !options.json {
+        return Ok(());
     }
-    if let Some(path) = &options.hdr {
-        let log = hdr::log(report).context("cannot make the HdrHistogram log")?;
-        fs::write(path, log).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    print(format_args!("{}\n", serde_json::to_string_pretty(report)?))
+}
+
+fn write_html(report: &Report, options: &BenchOptions) -> anyhow::Result<()> {
+    let Some(path) = &options.html else { return Ok(()) };
+    files::write(path, html::page(report).as_bytes())
+}
+
+fn write_hdr(log: Option<&Log>, options: &BenchOptions) -> anyhow::Result<()> {
+    let (Some(path), Some(log)) = (&options.hdr, log) else { return Ok(()) };
+    files::write(path, log.text())
 }
 
 /// Refuses a region that this kind of device cannot reach, before anything is started.

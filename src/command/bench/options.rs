@@ -160,6 +160,9 @@ impl BenchOptions {
         let (Some(op), Some(mode)) = (self.op, self.mode) else {
             return Err("say what to measure: <OP> <MODE>".to_owned());
         };
+        if self.html.is_some() && self.html == self.hdr {
+            return Err("--html and --hdr name the same file".to_owned());
+        }
         let natural = if mode == Mode::Bw && !op.is_atomic() { 64 << 10 } else { 8 };
         let sizes = if self.sizes.is_empty() { &[natural][..] } else { &self.sizes };
         sizes.iter().map(|size| self.plan(op, mode, *size)).collect()

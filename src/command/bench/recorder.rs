@@ -3,19 +3,20 @@
 //! made long, the longest). The distribution of the
 //! whole is the sum of the slices.
 //!
-//! All memory is taken and touched beforehand, and is the same for any duration: [`SLICES`]
-//! distributions, about 30 MB. A run longer than was expected goes on in its last slice.
+//! All memory is taken and touched beforehand, and is the same for any duration: [`ROOM`]
+//! distributions, about 30 MB. A run longer than was expected has wider slices ([`super::slices`]).
+//!
+//! [`ROOM`]: super::slices::ROOM
 
 use std::time::Duration;
 
 use holdfast::stats::Lane;
 use serde::Serialize;
 
+use super::slices::Slices;
 use crate::command::clock::Time;
 use crate::command::histogram::Latencies;
 
-/// Slices of a run.
-pub const SLICES: usize = 100;
 /// How many of the longest latencies are kept one by one.
 pub const WORST: usize = 16;
 
@@ -35,12 +36,8 @@ pub struct Outlier {
 /// Records latencies as they come.
 #[derive(Debug)]
 pub struct Recorder {
-    slices: Vec<Latencies>,
-    at: usize,
+    slices: Slices,
     started: u64,
-    /// When the slice ends, and how long each is, in ticks.
-    ends: u64,
-    slice_ticks: u64,
     ps_per_tick: f64,
     worst: [Worst; WORST],
     /// The shortest of the worst, in ticks.
@@ -75,15 +72,9 @@ impl Recorder {
     /// who look on as well. Takes all memory it will ever need; the run begins with
     /// [`Recorder::start`].
     pub fn new(time: &impl Time, expected: Duration, live: Lane, bytes: usize) -> Self {
-        let slice_ticks = (time.ticks_of(expected) / SLICES as u64).max(1);
-        // Clones, with every page of their own written.
-        let slices = vec![Latencies::new(); SLICES];
         Self {
-            slices,
-            at: 0,
+            slices: Slices::new(time.ticks_of(expected)),
             started: 0,
-            ends: 0,
-            slice_ticks,
             ps_per_tick: time.ns_per_tick() * 1000.0,
             worst: [Worst::default(); WORST],
             least_of_worst: 0,
@@ -94,7 +85,7 @@ impl Recorder {
 
     /// The measurement begins now.
     pub fn start(&mut self, now: u64) {
-        (self.started, self.ends) = (now, now.wrapping_add(self.slice_ticks));
+        self.started = now;
     }
 
     /// Adds a latency that ended `now`. Neither allocates nor makes a system call.
@@ -107,27 +98,13 @@ impl Recorder {
     /// where the latency is one of the longest.
     #[inline(always)]
     pub fn record_away(&mut self, now: u64, ticks: u64, away: impl FnOnce() -> Option<u64>) {
-        if now.wrapping_sub(self.started) >= self.ends.wrapping_sub(self.started) {
-            self.next_slice(now);
-        }
         let ps = (ticks as f64 * self.ps_per_tick) as u64;
-        self.slices[self.at].record_ps(ps);
+        self.slices.record_ps(now.wrapping_sub(self.started), ps);
         self.live.done(1, self.bytes);
         self.live.latency_ns(ps / 1000);
         if ticks > self.least_of_worst {
             self.remember(Worst { at: now, ticks, away: away() });
         }
-    }
-
-    #[cold]
-    fn next_slice(&mut self, now: u64) {
-        let slices = now.wrapping_sub(self.started) / self.slice_ticks;
-        self.at = usize::try_from(slices).unwrap_or(usize::MAX).min(SLICES - 1);
-        self.ends = if self.at == SLICES - 1 {
-            self.started.wrapping_sub(1)
-        } else {
-            self.started.wrapping_add((self.at as u64 + 1) * self.slice_ticks)
-        };
     }
 
     /// Of those that overlap in time, which have one cause, the longest is kept.
@@ -158,9 +135,8 @@ impl Recorder {
             away_ns: worst.away.map(ns),
         });
         let worst = worst.collect();
-        let slice = Duration::from_secs_f64(ns(self.slice_ticks) / 1e9);
-        let mut slices = self.slices;
-        slices.truncate(self.at + 1);
+        let (slices, width) = self.slices.finish();
+        let slice = Duration::from_secs_f64(width as f64 * self.ps_per_tick / 1e12);
         let mut all = Latencies::new();
         slices.iter().for_each(|slice| all.add(slice));
         Recorded { all, slices, slice, worst }
@@ -179,15 +155,29 @@ mod tests {
         // 100 slices of 10 ticks of a nanosecond each.
         let mut recorder = Recorder::new(&time, Duration::from_micros(1), live::lane("test"), 8);
         recorder.start(5000);
-        for now in [5000, 5009, 5010, 5555, 5999, 6001, 9000] {
+        for now in [5000, 5009, 5010, 5555, 5999, 6001] {
             recorder.record(now, 7);
         }
         let recorded = recorder.finish();
         let counts: Vec<_> = recorded.slices.iter().map(Latencies::len).collect();
-        let mut expected = vec![0; SLICES];
-        (expected[0], expected[1], expected[55], expected[99]) = (2, 1, 1, 3);
-        assert_eq!(counts, expected, "what comes late is in the last");
-        assert_eq!((recorded.all.len(), recorded.slice), (7, Duration::from_nanos(10)));
+        let mut expected = vec![0; 101];
+        for (at, count) in [(0, 2), (1, 1), (55, 1), (99, 1), (100, 1)] {
+            expected[at] = count;
+        }
+        assert_eq!(counts, expected, "what comes a little late has a slice too");
+        assert_eq!((recorded.all.len(), recorded.slice), (6, Duration::from_nanos(10)));
+    }
+
+    #[test]
+    fn a_run_that_takes_longer_has_its_times_all_the_same() {
+        let time = VirtualTime::new();
+        let mut recorder = Recorder::new(&time, Duration::from_micros(1), live::lane("test"), 8);
+        recorder.start(5000);
+        [5000, 7050].iter().for_each(|now| recorder.record(*now, 7));
+        let recorded = recorder.finish();
+        let at = recorded.slices.iter().rposition(|slice| slice.len() > 0);
+        assert_eq!((at, recorded.slice), (Some(102), Duration::from_nanos(20)));
+        assert!(recorded.slices[1..102].iter().all(|slice| slice.len() == 0));
     }
 
     #[test]

@@ -5,11 +5,11 @@ use holdfast::stats::TurnCounts;
 use serde::Serialize;
 
 use super::BenchOptions;
+use super::baseline::Baseline;
 use super::details::LatencyDetails;
 use super::disturbance::Disturbance;
-use super::latency::Timed;
 use super::latency::null::Overhead;
-use super::measure::{Baseline, Measured};
+use super::measure::Measured;
 use super::plan::{Mode, Operation, Pace, Plan};
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
@@ -37,6 +37,9 @@ pub struct Report {
     pub clock: ClockFacts,
     /// Each run, in order: sizes in turns, and all of them as often as was asked.
     pub runs: Vec<Run>,
+    /// Why there are no more runs, where something went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// The clock of the measuring loops.
@@ -139,9 +142,10 @@ pub struct Run {
     /// Whether the other process has the result.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub elsewhere: bool,
-    /// The latencies as they were recorded, for the HdrHistogram log.
+    /// The latencies as bars of text. Of the latencies themselves a run keeps no more than this and
+    /// its figures, so that however many runs there are, they fit.
     #[serde(skip)]
-    pub recorded: Option<Timed>,
+    pub drawing: Option<String>,
 }
 
 /// What the queues of the measuring end lie in.
@@ -191,14 +195,15 @@ impl Run {
         options: &BenchOptions,
         placement: Placement,
         baseline: &Baseline,
-        measured: Measured,
+        measured: &Measured,
         began_s: f64,
     ) -> Self {
         let here = !measured.elsewhere;
         let timed = measured.timed.as_ref().filter(|_| here);
-        let more = timed
-            .map(|timed| LatencyDetails::new(plan, &measured, timed, baseline.jitter.as_ref()));
+        let more =
+            timed.map(|timed| LatencyDetails::new(plan, measured, timed, baseline.jitter.as_ref()));
         let latency = timed
+            .filter(|timed| timed.recorded.all.len() > 0)
             .zip(more.as_ref())
             .map(|(timed, more)| timed.recorded.all.percentiles().scaled(more.latency_of.share()));
         let throughput = (plan.mode != Mode::Lat)
@@ -206,8 +211,9 @@ impl Run {
         // What waits for its turn has nothing to do with a cache line.
         let closed = latency.filter(|_| plan.pace == Pace::Closed);
         let ratio = closed.zip(baseline.cache_line_ns).map(|(l, line)| l.p50_ns / line);
+        let moved = throughput.filter(|_| measured.iters > 0);
         let percent =
-            throughput.zip(baseline.memcpy_gbit_per_s).map(|(t, copy)| t.gbit_per_s / copy * 100.0);
+            moved.zip(baseline.memcpy_gbit_per_s).map(|(t, copy)| t.gbit_per_s / copy * 100.0);
         Self {
             op: plan.op,
             mode: plan.mode,
@@ -226,7 +232,7 @@ impl Run {
             bidirectional: plan.bidirectional,
             reads_percent: (plan.op == Operation::Mixed).then_some(plan.reads),
             region: options.region.to_string(),
-            region_kind: measured.region_kind,
+            region_kind: measured.region_kind.clone(),
             cpu: placement.bench,
             nic_cpu: placement.nic,
             cache_line_ping_pong_ns: baseline.cache_line_ns,
@@ -239,47 +245,61 @@ impl Run {
             cpu_node: measured.cpu_node,
             rings: measured.rings.as_ref().map(Rings::of),
             poll_loop: measured.poll_loop,
-            disturbance: measured.disturbance,
+            disturbance: measured.disturbance.clone(),
             overhead: baseline.overhead,
             interrupted: interrupt::requested(),
             elsewhere: measured.elsewhere,
-            recorded: measured.timed.filter(|_| here),
+            drawing: timed.map(|timed| timed.recorded.all.draw()),
         }
+    }
+
+    /// Whether no operation came to its end, nor was kept waiting, in the part that counts: the run
+    /// was cut short, or failed, before it began.
+    pub fn measured_nothing(&self) -> bool {
+        !self.elsewhere && self.iters == 0 && self.latency.is_none()
     }
 }
 
 #[cfg(test)]
 pub mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use super::super::plan::{Stop, Until};
-    use super::super::recorder::Recorder;
+    use super::super::latency::Timed;
+    use super::super::recorder::{Recorded, Recorder};
     use super::*;
 
     /// A run of a second with 100 round trips: 1 us, 2 us and so on, one every 10 ms.
     pub fn run(size: usize) -> Run {
+        round_trips(size, 100)
+    }
+
+    /// One that was cut short during the warm-up.
+    pub fn empty() -> Run {
+        Run { interrupted: true, ..round_trips(8, 0) }
+    }
+
+    /// What they are recorded as.
+    pub fn recorded(count: u64) -> Recorded {
         use super::super::latency::virtual_time::VirtualTime;
         use crate::command::live;
         let time = VirtualTime::new();
         let mut recorder = Recorder::new(&time, Duration::from_secs(1), live::lane("test"), 8);
         recorder.start(0);
-        (0..100).for_each(|at| recorder.record(at * 10_000_000 + 1, (at + 1) * 1000));
-        let timed = Timed { recorded: recorder.finish(), service: None, unfinished: 0 };
-        let plan = Plan {
-            op: Operation::Write,
-            mode: Mode::Lat,
-            size,
-            depth: 1,
-            qps: 1,
-            batch: 1,
-            stop: Stop::Iterations(100),
-            pace: Pace::Closed,
-            until: Until::Echo,
-            bidirectional: false,
-            reads: 50,
-        };
+        (0..count).for_each(|at| recorder.record(at * 10_000_000 + 1, (at + 1) * 1000));
+        recorder.finish()
+    }
+
+    /// What they are a run of.
+    pub fn plan(size: usize) -> Plan {
+        super::super::measure::tests::plan(Operation::Write, Mode::Lat, size, 1, 100)
+    }
+
+    /// So many of them.
+    fn round_trips(size: usize, count: u64) -> Run {
+        let timed = Timed { recorded: recorded(count), service: None, unfinished: 0 };
         let measured = Measured {
-            iters: 100,
+            began: Instant::now(),
+            iters: count,
             seconds: 1.0,
             errors: 0,
             timed: Some(timed),
@@ -294,11 +314,12 @@ pub mod tests {
             }),
             poll_loop: None,
             elsewhere: false,
+            failed: None,
         };
         let baseline = Baseline { cache_line_ns: Some(250.0), ..Baseline::default() };
         let options = options(&["write", "lat"]);
         let placement = Placement { bench: Some(1), nic: None };
-        Run::new(&plan, &options, placement, &baseline, measured, 0.25)
+        Run::new(&plan(size), &options, placement, &baseline, &measured, 0.25)
     }
 
     /// What these arguments mean.
@@ -317,6 +338,7 @@ pub mod tests {
             machine: Machine::read(),
             clock: ClockFacts { name: "rdtsc", reading_ns: 7.0 },
             runs,
+            failed: None,
         }
     }
 
@@ -347,6 +369,18 @@ pub mod tests {
             (Some(5e4), Some(0.0))
         );
         assert!((run["ratio_to_ping_pong"].as_f64().unwrap() - 100.0).abs() < 0.2, "{run}");
+    }
+
+    #[test]
+    fn a_run_without_operations_has_no_percentiles() {
+        let json = serde_json::to_value(empty()).unwrap();
+        for field in ["p50_ns", "max_ns", "ratio_to_ping_pong", "round_trip"] {
+            assert!(json.get(field).is_none(), "{field}: {json}");
+        }
+        assert!(empty().measured_nothing() && !run(8).measured_nothing());
+        let report = report(Vec::new());
+        let text = super::super::table::draw(&empty(), &report.clock, &report.machine);
+        assert!(text.contains("nothing was measured") && !text.contains("0.00"), "{text}");
     }
 
     #[test]

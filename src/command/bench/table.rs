@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::details::LatencyDetails;
 use super::report::{ClockFacts, Run};
-use crate::command::histogram::{Percentiles, human_bytes, human_ns};
+use crate::command::histogram::{Percentiles, UNSAMPLED, human_bytes, human_ns};
 use crate::command::machine::Machine;
 
 /// Draws one run.
@@ -13,12 +13,16 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<14} {value}");
     };
-    row("operations", format!("{} in {:.2} s", run.iters, run.seconds));
+    let cut = if run.interrupted { ", cut short by a signal" } else { "" };
+    row("operations", format!("{} in {:.2} s{cut}", run.iters, run.seconds));
     row("errors", run.errors.to_string());
+    if run.measured_nothing() {
+        row("", "nothing was measured".to_owned());
+    }
     if let (Some(p), Some(more)) = (&run.latency, &run.more) {
         latency_rows(&mut row, p, more);
     }
-    if let Some(t) = &run.throughput {
+    if let Some(t) = run.throughput.as_ref().filter(|_| run.iters > 0) {
         row("bandwidth", format!("{:.2} Gbit/s", t.gbit_per_s));
         row("rate", format!("{:.3} million operations/s", t.mops));
     }
@@ -26,8 +30,9 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
         let ratio = run.ratio_to_ping_pong.map(|ratio| format!("; p50 is {ratio:.2} of it"));
         row("cache line", format!("{} round trip{}", human_ns(line), ratio.unwrap_or_default()));
     }
-    if let (Some(copy), Some(percent)) = (run.memcpy_gbit_per_s, run.percent_of_memcpy) {
-        row("memcpy", format!("{copy:.2} Gbit/s; bandwidth is {percent:.0} % of it"));
+    if let Some(copy) = run.memcpy_gbit_per_s {
+        let percent = run.percent_of_memcpy.map(|p| format!("; bandwidth is {p:.0} % of it"));
+        row("memcpy", format!("{copy:.2} Gbit/s{}", percent.unwrap_or_default()));
     }
     blame_rows(&mut row, run);
     if let Some(overhead) = &run.overhead {
@@ -72,9 +77,9 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
             let _ = writeln!(text, "    {:<12} {p50:>9}   p99 {p99:>9}", phase.name);
         }
     }
-    if let (Some(timed), Some(more)) = (&run.recorded, &run.more) {
+    if let (Some(drawing), Some(more)) = (&run.drawing, &run.more) {
         let whole = if more.round_trip.is_some() { "round trips" } else { "latencies" };
-        let _ = write!(text, "\n  {whole}\n{}", timed.recorded.all.draw());
+        let _ = write!(text, "\n  {whole}\n{drawing}");
     }
     text
 }
@@ -117,7 +122,6 @@ fn latency_rows(row: &mut impl FnMut(&str, String), p: &Percentiles, more: &Late
         (None, Some(open)) => Some(("from the real start", &open.uncorrected)),
         (None, None) => None,
     };
-    let cell = |ns: f64| format!("{:<20}", human_ns(ns));
     let second_name = second.map_or("", |(name, _)| name);
     let first_name = match (more.round_trip.is_some(), more.open.is_some()) {
         (true, _) => "half round trip",
@@ -125,27 +129,16 @@ fn latency_rows(row: &mut impl FnMut(&str, String), p: &Percentiles, more: &Late
         _ => "to completion",
     };
     row("", format!("{first_name:<20}{second_name}"));
-    for (name, at) in COLUMNS {
-        let other = second.map(|(_, p)| cell(at(p))).unwrap_or_default();
-        row(name, format!("{}{other}", cell(at(p))).trim_end().to_owned());
+    let others = second.map(|(_, p)| p.figures());
+    for (at, figure) in p.figures().iter().enumerate() {
+        let other = others.map(|others| others[at].text()).unwrap_or_default();
+        row(figure.name, format!("{:<20}{other}", figure.text()).trim_end().to_owned());
+    }
+    let all = p.figures().into_iter().chain(others.into_iter().flatten());
+    if all.into_iter().any(|figure| !figure.sampled) {
+        row("", UNSAMPLED.to_owned());
     }
 }
-
-/// A figure of a distribution.
-type Figure = (&'static str, fn(&Percentiles) -> f64);
-
-const COLUMNS: [Figure; 10] = [
-    ("min", |p| p.min_ns),
-    ("p50", |p| p.p50_ns),
-    ("p90", |p| p.p90_ns),
-    ("p99", |p| p.p99_ns),
-    ("p99.9", |p| p.p999_ns),
-    ("p99.99", |p| p.p9999_ns),
-    ("p99.999", |p| p.p99999_ns),
-    ("max", |p| p.max_ns),
-    ("mean", |p| p.mean_ns),
-    ("deviation", |p| p.stdev_ns),
-];
 
 /// What long latencies may be put down to.
 fn blame_rows(row: &mut impl FnMut(&str, String), run: &Run) {

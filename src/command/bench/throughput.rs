@@ -9,10 +9,11 @@ use holdfast::stats::{Lane, TurnCounts};
 use holdfast::{Completion, CompletionQueue, QueuePair, Remote, SendFlags, Slice};
 
 use super::layout::Layout;
+use super::measure::errors_of;
 use super::mix::Mix;
 use super::plan::{Operation, Plan, Stop};
 use crate::command::clock::{Clock, Time as _};
-use crate::command::endpoints::{End, Session, failures, succeeded};
+use crate::command::endpoints::{End, Session, succeeded};
 use crate::command::patience::Patience;
 use crate::command::{interrupt, live};
 
@@ -53,7 +54,7 @@ pub fn run(
     }
     let before = poll.counts();
     let started = clock.ticks();
-    let errors = failures(turns(&mut poll, &mut sides, watch, clock, stop))?;
+    let errors = errors_of(turns(&mut poll, &mut sides, watch, clock, stop))?;
     let seconds = clock.ns(clock.ticks().wrapping_sub(started)) / 1e9;
     let after = poll.counts();
     let counts = TurnCounts {

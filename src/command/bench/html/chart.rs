@@ -37,9 +37,12 @@ pub struct Series {
     pub name: String,
     /// Its colour, by number.
     pub colour: usize,
-    /// Its points, from left to right, each with a text that the browser shows for it.
-    pub points: Vec<(f64, f64, String)>,
+    /// Its points, from left to right, in stretches between which there is no line.
+    pub stretches: Vec<Vec<Point>>,
 }
+
+/// Where it is, and a text that the browser shows for it.
+pub type Point = (f64, f64, String);
 
 /// Draws it, with a legend where there are several lines.
 pub fn draw(x: &Axis, y: &Axis, series: &[Series]) -> String {
@@ -89,17 +92,18 @@ pub fn draw(x: &Axis, y: &Axis, series: &[Series]) -> String {
     );
     for line in series {
         let colour = line.colour % COLOURS;
-        let points: Vec<String> = line
-            .points
-            .iter()
-            .map(|(px, py, _)| format!("{:.1},{:.1}", across(*px), up(*py)))
-            .collect();
-        let _ = write!(
-            svg,
-            "<polyline class=\"line\" style=\"stroke:var(--s{colour})\" points=\"{}\"/>",
-            points.join(" ")
-        );
-        for (px, py, text) in &line.points {
+        for stretch in line.stretches.iter().filter(|stretch| stretch.len() > 1) {
+            let points: Vec<String> = stretch
+                .iter()
+                .map(|(px, py, _)| format!("{:.1},{:.1}", across(*px), up(*py)))
+                .collect();
+            let _ = write!(
+                svg,
+                "<polyline class=\"line\" style=\"stroke:var(--s{colour})\" points=\"{}\"/>",
+                points.join(" ")
+            );
+        }
+        for (px, py, text) in line.stretches.iter().flatten() {
             let (w, h, text) = (across(*px), up(*py), escape(text));
             let _ = write!(
                 svg,
@@ -114,8 +118,9 @@ pub fn draw(x: &Axis, y: &Axis, series: &[Series]) -> String {
 /// An axis of latencies in nanoseconds from `low` to `high`, logarithmic: 1, 2 and 5 of each power
 /// of ten are marked, or the powers alone where there are many. Give logarithms as values.
 pub fn latency_axis(label: &str, low: f64, high: f64, human: impl Fn(f64) -> String) -> Axis {
-    let low = low.max(1e-3);
-    let high = high.max(low * 1.5);
+    // A picosecond to some hours: what is no latency at all must not make marks without end.
+    let low = low.clamp(1e-3, 1e13);
+    let high = high.clamp(low * 1.5, 1e14);
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let steps: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let marks: Vec<f64> = (first..=last)
@@ -157,6 +162,8 @@ mod tests {
         assert!(axis.from <= 130_f64.log10() && axis.to >= 900_f64.log10());
         let axis = latency_axis("", 130.0, 9e7, |ns| format!("{ns:.0}"));
         assert_eq!(texts(&axis).len(), 7, "powers of ten alone: {:?}", texts(&axis));
+        let axis = latency_axis("", f64::MAX, 0.0, |ns| format!("{ns:.0}"));
+        assert!(texts(&axis).len() < 20 && axis.from < axis.to, "of nothing: {axis:?}");
         let axis = time_axis("", 2.0);
         assert_eq!(texts(&axis), ["0.0", "0.5", "1.0", "1.5", "2.0"]);
         assert_eq!(texts(&time_axis("", 0.013)).last(), Some(&"0.012"));
@@ -166,7 +173,7 @@ mod tests {
     fn points_are_where_their_values_are() {
         let axis = |to: f64| Axis { label: "a<b".to_owned(), from: 0.0, to, ticks: Vec::new() };
         let points = vec![(0.0, 0.0, "first".to_owned()), (10.0, 4.0, "last".to_owned())];
-        let series = Series { name: "one".to_owned(), colour: 9, points };
+        let series = Series { name: "one".to_owned(), colour: 9, stretches: vec![points] };
         let svg = draw(&axis(10.0), &axis(4.0), &[series]);
         assert!(svg.contains("points=\"70.0,274.0 864.0,10.0\""), "{svg}");
         assert!(svg.contains("--s1") && svg.contains("<title>last</title>"), "{svg}");

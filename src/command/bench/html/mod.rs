@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::details::LatencyDetails;
 use super::report::{Report, Run};
-use crate::command::histogram::{Percentiles, human_bytes, human_ns};
+use crate::command::histogram::{Figure, Percentiles, UNSAMPLED, human_bytes, human_ns};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -88,13 +88,23 @@ fn table(html: &mut String, columns: &[&str], rows: &[Vec<String>]) {
     *html += "</table></div>";
 }
 
+/// Those that everybody asks for.
+fn main_figures(p: &Percentiles) -> [Figure; 5] {
+    let [_, p50, _, p99, p999, p9999, _, max, ..] = p.figures();
+    [p50, p99, p999, p9999, max]
+}
+
+/// Says what the marks mean, where some of these have one.
+fn explain_marks<'a>(html: &mut String, mut shown: impl Iterator<Item = &'a Percentiles>) {
+    if shown.any(|p| p.figures().iter().any(|figure| !figure.sampled)) {
+        let _ = write!(html, "<p class=\"soft small\">{UNSAMPLED}</p>");
+    }
+}
+
 /// All runs together.
 fn overview(html: &mut String, report: &Report) {
     *html += "<div class=\"card\"><h3>All runs</h3>";
     let lat = report.runs.iter().any(|run| run.latency.is_some());
-    let ns = |run: &Run, at: fn(&Percentiles) -> f64| {
-        run.latency.as_ref().map_or_else(String::new, |p| human_ns(at(p)))
-    };
     let rows: Vec<Vec<String>> = report
         .runs
         .iter()
@@ -102,13 +112,8 @@ fn overview(html: &mut String, report: &Report) {
         .map(|(number, run)| {
             let mut row = vec![format!("{} {}", number + 1, name(run)), run.iters.to_string()];
             if lat {
-                row.extend([
-                    ns(run, |p| p.p50_ns),
-                    ns(run, |p| p.p99_ns),
-                    ns(run, |p| p.p999_ns),
-                    ns(run, |p| p.p9999_ns),
-                    ns(run, |p| p.max_ns),
-                ]);
+                let figures = run.latency.map(|p| main_figures(&p).map(|figure| figure.text()));
+                row.extend(figures.unwrap_or_default());
             } else if let Some(t) = &run.throughput {
                 row.extend([format!("{:.2}", t.gbit_per_s), format!("{:.3}", t.mops)]);
             }
@@ -120,6 +125,7 @@ fn overview(html: &mut String, report: &Report) {
         false => &["run", "operations", "Gbit/s", "million/s"],
     };
     table(html, columns, &rows);
+    explain_marks(html, report.runs.iter().filter_map(|run| run.latency.as_ref()));
     *html += "</div>";
     if lat {
         *html += "<div class=\"card\"><h3>Latency by percentile</h3>";
@@ -132,14 +138,8 @@ fn overview(html: &mut String, report: &Report) {
 fn one(html: &mut String, run: &Run, report: &Report) {
     *html += "<div class=\"tiles\">";
     if let Some(p) = &run.latency {
-        for (name, ns) in [
-            ("p50", p.p50_ns),
-            ("p99", p.p99_ns),
-            ("p99.9", p.p999_ns),
-            ("p99.99", p.p9999_ns),
-            ("longest", p.max_ns),
-        ] {
-            tile(html, name, &human_ns(ns));
+        for figure in main_figures(p) {
+            tile(html, figure.name, &figure.text());
         }
     }
     if let Some(t) = &run.throughput {
@@ -149,8 +149,10 @@ fn one(html: &mut String, run: &Run, report: &Report) {
     tile(html, "operations", &run.iters.to_string());
     tile(html, "errors", &run.errors.to_string());
     *html += "</div>";
-    if let (Some(p), Some(more)) = (&run.latency, &run.more) {
-        latency(html, run, p, more);
+    match (&run.latency, &run.more) {
+        (Some(p), Some(more)) => latency(html, run, p, more),
+        _ if run.measured_nothing() => *html += plots::NOTHING,
+        _ => {}
     }
     about(html, run, report);
 }
@@ -182,18 +184,17 @@ fn latency(html: &mut String, run: &Run, p: &Percentiles, more: &LatencyDetails)
         );
     }
     *html += "<div class=\"card\"><h3>Figures</h3>";
-    let mut columns = vec!["", "min", "p50", "p90", "p99", "p99.9", "p99.99", "p99.999", "max"];
-    columns.extend(["mean", "deviation"]);
-    let row = |name: &str, p: &Percentiles| {
-        let all = [p.min_ns, p.p50_ns, p.p90_ns, p.p99_ns, p.p999_ns, p.p9999_ns, p.p99999_ns];
-        let all = all.into_iter().chain([p.max_ns, p.mean_ns, p.stdev_ns]);
-        [name.to_owned()].into_iter().chain(all.map(human_ns)).collect()
-    };
     let first = if more.round_trip.is_some() { "half round trip" } else { "latency" };
-    let mut rows: Vec<Vec<String>> = vec![row(first, p)];
-    rows.extend(more.round_trip.as_ref().map(|whole| row("round trip", whole)));
-    rows.extend(more.open.as_ref().map(|open| row("from the real start", &open.uncorrected)));
-    table(html, &columns, &rows);
+    let mut shown = vec![(first, p)];
+    shown.extend(more.round_trip.as_ref().map(|whole| ("round trip", whole)));
+    shown.extend(more.open.as_ref().map(|open| ("from the real start", &open.uncorrected)));
+    let names = p.figures().map(|figure| figure.name);
+    let columns: Vec<&str> = [""].into_iter().chain(names).collect();
+    let row = |(name, p): &(&str, &Percentiles)| {
+        [(*name).to_owned()].into_iter().chain(p.figures().map(|figure| figure.text())).collect()
+    };
+    table(html, &columns, &shown.iter().map(row).collect::<Vec<_>>());
+    explain_marks(html, shown.iter().map(|(_, p)| *p));
     *html += "</div>";
     if !more.worst.is_empty() {
         worst(html, more);
@@ -271,7 +272,8 @@ fn about(html: &mut String, run: &Run, report: &Report) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::{report, run};
+    use super::super::report::tests::{empty, report, run};
+    use super::super::table::draw;
     use super::*;
 
     #[test]
@@ -285,6 +287,42 @@ mod tests {
         for fetched in ["http://", "https://", "<script", "@import", "url("] {
             assert!(!html.contains(fetched), "it fetches: {fetched}");
         }
+    }
+
+    #[test]
+    fn a_run_without_operations_says_so_and_has_a_page() {
+        let html = page(&report(vec![empty(), empty()]));
+        assert!(html.contains("Nothing was measured."), "{html}");
+        assert!(html.len() < 100_000 && !html.contains("0.00 ns"), "{html}");
+        // Beside one that has some.
+        assert!(page(&report(vec![empty(), run(8)])).contains("<polyline"));
+    }
+
+    #[test]
+    fn percentiles_without_samples_are_marked_and_explained() {
+        // 100 operations: none beyond p99.9.
+        let one = run(8);
+        assert_eq!(serde_json::to_value(&one).unwrap()["sampled_to_percent"], 99.0);
+        let html = page(&report(vec![one, run(8)]));
+        assert!(html.contains("<b>50.0 us *</b><span>p99.9</span>"), "{html}");
+        assert!(html.contains("<span>p99</span>") && !html.contains(" *</b><span>p99</span>"));
+        assert_eq!(html.matches(UNSAMPLED).count(), 3, "of both runs, and of all");
+        let report = report(Vec::new());
+        let text = draw(&run(8), &report.clock, &report.machine);
+        let marked: Vec<_> = text.lines().filter(|line| line.contains(" *")).collect();
+        assert_eq!(marked.len(), 4, "three percentiles and the explanation: {marked:?}");
+    }
+
+    #[test]
+    fn no_line_leads_across_a_time_in_which_nothing_ended() {
+        let mut run = run(8);
+        let lines =
+            |run: &Run| plots::over_time(run.more.as_ref().unwrap()).matches("<polyline").count();
+        assert_eq!(lines(&run), 3);
+        for at in [20, 21, 22, 60] {
+            run.more.as_mut().unwrap().slices[at].count = 0;
+        }
+        assert_eq!(lines(&run), 9, "each in three stretches");
     }
 
     #[test]

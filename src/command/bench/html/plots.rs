@@ -41,9 +41,15 @@ pub fn all(runs: &[Run]) -> Vec<Curve<'_>> {
         .collect()
 }
 
+/// What stands in the place of a plot without points.
+pub const NOTHING: &str = "<p class=\"soft\">Nothing was measured.</p>";
+
 /// Latency against percentile; the further right, the rarer: each mark is ten times as rare as the
 /// one before.
 pub fn percentiles(curves: &[Curve<'_>]) -> String {
+    if curves.iter().all(|curve| curve.points.is_empty()) {
+        return NOTHING.to_owned();
+    }
     let nines = |share: f64| -(1.0 - share).max(1e-12).log10();
     // The last point, the longest, stands one step beyond the last share.
     let last = |points: &[(f64, f64)]| {
@@ -76,26 +82,31 @@ pub fn percentiles(curves: &[Curve<'_>]) -> String {
                 (at, ns.max(1e-3).log10(), text)
             };
             let points = curve.points.iter().map(point).collect();
-            Series { name: curve.name.clone(), colour, points }
+            Series { name: curve.name.clone(), colour, stretches: vec![points] }
         })
         .collect();
     chart::draw(&x, &y, &series)
 }
 
-/// Median, 99 % and longest of each slice of time.
+/// Median, 99 % and longest of each slice of time; no line leads across one in which nothing ended.
 pub fn over_time(more: &LatencyDetails) -> String {
     let slices: Vec<_> = more.slices.iter().filter(|slice| slice.count > 0).collect();
+    if slices.is_empty() {
+        return NOTHING.to_owned();
+    }
     let low = slices.iter().map(|slice| slice.p50_ns).fold(f64::MAX, f64::min);
     let high = slices.iter().map(|slice| slice.max_ns).fold(0.0, f64::max);
     let x = chart::time_axis("seconds", more.slices.len() as f64 * more.slice_s);
     let y = chart::latency_axis("latency", low, high, human_ns);
     let line = |name: &str, colour, at: fn(&Slice) -> f64| {
-        let point = |slice: &&Slice| {
+        let point = |slice: &Slice| {
             let ns = at(slice);
             let text = format!("{name} at {:.3} s: {}", slice.at_s, human_ns(ns));
             (slice.at_s + more.slice_s / 2.0, ns.max(1e-3).log10(), text)
         };
-        Series { name: name.to_owned(), colour, points: slices.iter().map(point).collect() }
+        let full = more.slices.split(|slice| slice.count == 0).filter(|full| !full.is_empty());
+        let stretches = full.map(|slices| slices.iter().map(point).collect()).collect();
+        Series { name: name.to_owned(), colour, stretches }
     };
     let series = [
         line("longest", 1, |slice| slice.max_ns),

@@ -12,7 +12,7 @@ use holdfast::{Completion, CompletionQueue, QueuePair, Remote, SendFlags, Slice}
 
 use super::{Exchange, Seen};
 use crate::command::bench::layout::Layout;
-use crate::command::bench::plan::{Operation, Plan};
+use crate::command::bench::plan::{Operation, Pace, Plan};
 use crate::command::endpoints::{End, succeeded};
 use crate::command::patience::Patience;
 
@@ -91,7 +91,8 @@ pub struct Player<'a> {
     next: Vec<u64>,
     /// Queue pair whose next message is looked for.
     at: usize,
-    /// Whether more than one may be under way, so that another queue pair's may come first.
+    /// Whether more than one may be under way, so that another queue pair's may come first: a look
+    /// is then one at each, or the turns of the loop until one comes to it would add to its latency.
     several: bool,
     /// Completions are due.
     untidy: bool,
@@ -135,7 +136,7 @@ impl<'a> Player<'a> {
             inline: inline.then(|| vec![0; plan.size]),
             next,
             at: (first % count) as usize,
-            several: plan.depth > 1,
+            several: plan.pace != Pace::Closed,
             untidy: false,
             most: send_depth(plan.depth),
             qps,
@@ -243,16 +244,22 @@ impl<'a> Player<'a> {
             self.qps[at].ring_receives();
             at
         } else {
-            let (at, n) = (self.at, self.next[self.at]);
-            let slot = &self.slots[(n % self.slots.len() as u64) as usize];
-            let here = slot.target_mark.load(Ordering::Acquire) == self.mark_of(n);
-            if here || self.several {
-                self.at = if at + 1 == self.qps.len() { 0 } else { at + 1 };
+            let mut looks = if self.several { self.qps.len() } else { 1 };
+            loop {
+                let (at, n) = (self.at, self.next[self.at]);
+                let slot = &self.slots[(n % self.slots.len() as u64) as usize];
+                let here = slot.target_mark.load(Ordering::Acquire) == self.mark_of(n);
+                if here || self.several {
+                    self.at = if at + 1 == self.qps.len() { 0 } else { at + 1 };
+                }
+                if here {
+                    break at;
+                }
+                looks -= 1;
+                if looks == 0 {
+                    return Ok(None);
+                }
             }
-            if !here {
-                return Ok(None);
-            }
-            at
         };
         let n = self.next[at];
         self.next[at] += self.qps.len() as u64;
@@ -286,5 +293,38 @@ impl<'a> Player<'a> {
         let mut completions = [Completion::default(); POLL];
         let count = self.send_cq.poll(&mut completions)?;
         completions[..count].iter().try_for_each(|completion| Ok(succeeded(completion)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::bench::measure::tests::{plan, session};
+    use crate::command::bench::plan::Mode;
+    use crate::command::endpoints::Session;
+
+    #[test]
+    fn one_look_finds_a_message_on_any_queue_pair() {
+        for depth in [1, 2] {
+            let plan = plan(Operation::Write, Mode::Lat, 8, 64, 100);
+            let plan = Plan { pace: Pace::Open(1e5), depth, ..plan };
+            let layout = Layout::new(&plan);
+            let mut session = session(&plan);
+            let Session { active, passive, .. } = &mut session;
+            let player = |end| Player::new(end, &plan, layout, 0).unwrap();
+            let mut active = active.as_mut().map(player).unwrap();
+            let mut passive = passive.as_mut().map(player).unwrap();
+            for n in [40, 7, 63] {
+                active.post(n).unwrap();
+                active.ring(n);
+                let mark = passive.mark_of(n);
+                let slot = &passive.slots[n as usize];
+                while slot.target_mark.load(Ordering::Acquire) != mark {
+                    std::thread::yield_now();
+                }
+                assert_eq!(passive.arrived().unwrap(), Some(n));
+                assert_eq!(passive.arrived().unwrap(), None);
+            }
+        }
     }
 }

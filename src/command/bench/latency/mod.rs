@@ -24,6 +24,7 @@ pub mod virtual_time;
 use std::time::Duration;
 
 use super::layout::Layout;
+use super::measure::errors_of;
 use super::plan::{Pace, Plan, Stop};
 use super::recorder::{Recorded, Recorder};
 use crate::command::clock::{Clock, Time};
@@ -126,8 +127,7 @@ pub fn run(
     recording: Recording,
 ) -> anyhow::Result<Run> {
     let Recording { mut recorder, mut service, expected } = recording;
-    // A peer in another process answers every one.
-    let limit = session.exchange.is_none().then_some(2 * expected + Duration::from_secs(1));
+    let limit = may_give_up(session, plan).then(|| longest(expected));
     let first = session.round;
     let mut outcome = Outcome::default();
     let ended = with_exchange(session, plan, layout, stop, |exchange, watch| {
@@ -147,7 +147,7 @@ pub fn run(
         (outcome.done, outcome.posted) = (answered, answered);
     }
     session.round += outcome.posted;
-    let errors = failures(ended)?;
+    let errors = errors_of(ended)?;
     Ok(Run {
         iters: outcome.done,
         seconds: clock.ns(outcome.ticks) / 1e9,
@@ -156,7 +156,19 @@ pub fn run(
     })
 }
 
-/// Takes so many operations apart, one at a time. `None` where this process has no part in that, or
+/// When to give up on a rate that is not reached, in a run that should take so long; also how long
+/// its operations are taken apart at most.
+pub fn longest(expected: Duration) -> Duration {
+    2 * expected + Duration::from_secs(1)
+}
+
+/// Whether this side may do fewer operations than were agreed on: not where a peer in another
+/// process counts those that it answers.
+fn may_give_up(session: &Session, plan: &Plan) -> bool {
+    session.exchange.is_none() || !plan.echoes()
+}
+
+/// Takes so many operations apart, one at a time; fewer where they take too long. `None` where this process has no part in that, or
 /// where a request failed.
 pub fn take_apart(
     session: &mut Session,
@@ -167,12 +179,13 @@ pub fn take_apart(
 ) -> anyhow::Result<Option<Phases>> {
     let first = session.round;
     let stop = Stop::Iterations(operations);
+    let limit = plan.duration().filter(|_| may_give_up(session, plan)).map(longest);
     let mut phases = None;
     let ended = with_exchange(session, plan, layout, stop, |exchange, watch| {
         let done = phases.insert(Phases::new());
-        phases::run(clock, exchange, first, operations, done, watch)
+        phases::run(clock, exchange, first..first + operations, limit, done, watch)
     });
-    session.round += operations;
+    session.round += phases.as_ref().map_or(operations, Phases::operations);
     Ok(if failures(ended)? > 0 { None } else { phases })
 }
 

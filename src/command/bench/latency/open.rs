@@ -29,7 +29,7 @@ pub struct Schedule {
     pub rate: f64,
     /// How many.
     pub total: u64,
-    /// When to give up on a rate that is not reached; never, where the peer counts on every one.
+    /// When to give up on a rate that is not reached; never, where a peer counts those it answers.
     pub limit: Option<Duration>,
     /// How many may be outstanding: one in each slot, which are used in turns.
     pub slots: usize,

@@ -10,6 +10,9 @@
 //! | back, or device | | the look begins that shows the end |
 //! | poll | | that look is over |
 
+use std::ops::Range;
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::closed::wait;
@@ -70,6 +73,11 @@ impl Phases {
         }
     }
 
+    /// Operations that were taken apart.
+    pub fn operations(&self) -> u64 {
+        self.whole.len()
+    }
+
     /// Sums up; phases that never were are left out.
     pub fn breakdown(&self) -> Breakdown {
         let echoed = self.there.len() > 0;
@@ -93,20 +101,25 @@ impl Phases {
     }
 }
 
-/// Takes so many operations apart, from number `first` on, one at a time.
+/// Takes the operations of these numbers apart, one at a time, until that has taken `limit`.
 #[inline(always)]
 pub fn run<T: Time, E: Exchange>(
     time: &T,
     exchange: &mut E,
-    first: u64,
-    operations: u64,
+    numbers: Range<u64>,
+    limit: Option<Duration>,
     phases: &mut Phases,
     watch: &mut Patience,
 ) -> anyhow::Result<()> {
     let between = |from: u64, to: u64| time.ns(to.wrapping_sub(from));
-    for n in first..first + operations {
+    let limit = limit.map_or(u64::MAX, |limit| time.ticks_of(limit));
+    let began = time.ticks();
+    for n in numbers {
         interrupt::check()?;
         let start = time.ticks();
+        if start.wrapping_sub(began) >= limit {
+            break;
+        }
         exchange.post(n)?;
         let posted = time.ticks();
         exchange.ring(n);
@@ -136,8 +149,6 @@ pub fn run<T: Time, E: Exchange>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::virtual_time::VirtualTime;
     use super::*;
 
@@ -203,7 +214,7 @@ mod tests {
             let mut exchange = Timed { time: time.clone(), looks: 0, answered };
             let mut phases = Phases::new();
             let mut watch = Patience::new(Duration::from_secs(600));
-            run(&time, &mut exchange, 5, 4, &mut phases, &mut watch).unwrap();
+            run(&time, &mut exchange, 5..9, None, &mut phases, &mut watch).unwrap();
             let breakdown = phases.breakdown();
             let phases: Vec<_> =
                 breakdown.phases.iter().map(|phase| (phase.name, phase.mean_ns as u64)).collect();
@@ -211,5 +222,17 @@ mod tests {
             let sum: u64 = expected.iter().map(|(_, ns)| ns).sum();
             assert_eq!((breakdown.operations, breakdown.whole_p50_ns as u64), (4, sum));
         }
+    }
+
+    #[test]
+    fn no_more_are_taken_apart_than_there_is_time_for() {
+        let time = VirtualTime::new();
+        let mut exchange = Timed { time: time.clone(), looks: 0, answered: false };
+        let mut watch = Patience::new(Duration::from_secs(600));
+        let mut phases = Phases::new();
+        // Each takes 240 ns.
+        let limit = Some(Duration::from_nanos(1000));
+        run(&time, &mut exchange, 0..100, limit, &mut phases, &mut watch).unwrap();
+        assert_eq!(phases.operations(), 5);
     }
 }

@@ -1,6 +1,8 @@
 //! `holdfast bench` as its users meet it: what it writes, two processes that agree, and a stall that
 //! an open loop shows in proportion.
 
+mod results;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::process::{Child, Command, Output, Stdio};
@@ -54,6 +56,36 @@ impl Nics {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
+}
+
+/// Starts one side of a measurement.
+fn side(args: &[&str]) -> Child {
+    command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Until something is so, while the process runs.
+fn wait_for(child: &mut Child, so: impl Fn() -> bool) {
+    while !so() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+}
+
+/// The output of a process that must end by itself within ten seconds.
+fn in_time(mut child: Child) -> Output {
+    for _ in 0..1000 {
+        if child.try_wait().unwrap().is_some() {
+            return child.wait_with_output().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    panic!("it does not end");
 }
 
 #[test]
@@ -177,11 +209,6 @@ fn a_comparison_tells_by_its_exit_status_whether_it_knows() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent.json"));
 }
 
-/// Starts one side of a measurement.
-fn side(args: &[&str]) -> Child {
-    command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
 /// A port that was free a moment ago.
 fn address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
@@ -223,6 +250,26 @@ fn two_processes_measure_together_and_only_what_both_were_told() {
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains("qps 2") && text.contains("qps 1"), "{text}");
     }
+}
+
+#[test]
+fn a_rate_that_is_not_reached_is_given_up_between_two_processes_too() {
+    let nics = Nics::new();
+    let (a, b) = (nics.device("a"), nics.device("b"));
+    let address = address();
+    // All of these reads would take longer than the other side waits: 400 GB, in 5 seconds.
+    let what = ["read", "lat", "--size", "1M", "--depth", "4"];
+    let when = ["--rate", "400K", "--duration", "1", "--timeout", "3", "--json"];
+    let args = [&what[..], &when].concat();
+    let server = side(&[&args[..], &["--device", &a, "--server", &address]].concat());
+    let client = side(&[&args[..], &["--device", &b, "--connect", &address]].concat());
+    let (server, client) = (server.wait_with_output(), client.wait_with_output());
+    let (server, client) = (json(&server.unwrap()), json(&client.unwrap()));
+    assert_eq!(server["runs"][0]["elsewhere"], true);
+    let run = &client["runs"][0];
+    let unfinished = run["open"]["unfinished"].as_u64().unwrap();
+    assert!(unfinished > 0 && run["seconds"].as_f64().unwrap() < 3.5, "{run}");
+    assert_eq!(run["iters"].as_u64().unwrap() + unfinished, 400_000);
 }
 
 /// The NIC stands still for this long, while operations are meant to go on.
