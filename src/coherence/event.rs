@@ -137,7 +137,8 @@ pub struct Event {
     /// How long it took, for [`EventKind::Broken`].
     pub timing: Option<Timing>,
     /// How many earlier events of the same region and kind this one stands for as well, because
-    /// nobody read them in time: `part` then holds all of theirs.
+    /// nobody read them in time: `part` then holds all of theirs, and what lies between. So what a
+    /// merged [`EventKind::Restored`] spans need not all be back.
     pub merged: u32,
 }
 
