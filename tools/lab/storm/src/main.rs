@@ -305,7 +305,7 @@ fn verdict(
     check("it was a storm", was_one);
     let freed = figures.freed;
     // What it shared with a clone is not free.
-    let reused = match freed.taken * 5 < freed.given_up || freed.taken == 0 {
+    let reused = match freed.taken * 10 < freed.given_up {
         true => Err(anyhow!("{} of {} bytes", freed.taken, freed.given_up)),
         false => Ok(()),
     };
