@@ -1,5 +1,5 @@
 //! Several threads that post 8-byte WRITEs: to one shared queue, to one queue under a mutex, and each
-//! to a queue of its own. In the same run, on the same emulated NIC; one more thread polls the one
+//! to a queue of its own, with a doorbell page of its own. In the same run, on the same emulated NIC; one more thread polls the one
 //! completion queue.
 //!
 //! Read the three as ratios: on a machine with fewer processors than threads (posters, the poller,
@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use holdfast::{
-    Access, Completion, CompletionQueue, Device, EmulatedNic, EmulatedOptions, Memory,
-    MemoryRegion, Populate, PostError, ProtectionDomain, QueuePair, QueuePairOptions, Remote,
-    SendFlags, Source,
+    Access, Completion, CompletionQueue, Device, DoorbellPage, EmulatedNic, EmulatedOptions,
+    Memory, MemoryRegion, Populate, PostError, ProtectionDomain, QueuePair, QueuePairOptions,
+    Remote, SendFlags, Source,
 };
 
 /// Sends that a queue may have outstanding.
@@ -48,8 +48,7 @@ fn main() {
             });
         });
         let mut ends = Ends::start();
-        let own: Vec<Mutex<QueuePair>> =
-            ends.queue_pairs(threads).into_iter().map(Mutex::new).collect();
+        let own: Vec<Mutex<QueuePair>> = ends.own(threads).into_iter().map(Mutex::new).collect();
         let own: Vec<&Mutex<QueuePair>> = own.iter().collect();
         // Its mutex is never contended, which costs little beside a doorbell.
         group.bench_function(BenchmarkId::new("queue of its own", threads), |bencher| {
@@ -85,7 +84,7 @@ struct Ends {
     peers: Vec<QueuePair>,
     target: MemoryRegion,
     pd: ProtectionDomain,
-    _device: Device,
+    device: Device,
 }
 
 impl Ends {
@@ -97,26 +96,34 @@ impl Ends {
         let target = pd.register(memory, Access::ALL).expect("a region");
         let cq = device.completion_queue(4096).expect("a completion queue");
         let peers_cq = device.completion_queue(4096).expect("another");
-        Self { cq, peers_cq, peers: Vec::new(), target, pd, _device: device }
+        Self { cq, peers_cq, peers: Vec::new(), target, pd, device }
     }
 
     /// Connected queue pairs that complete into `cq`.
     fn queue_pairs(&mut self, count: usize) -> Vec<QueuePair> {
+        (0..count).map(|_| self.queue_pair(None)).collect()
+    }
+
+    /// The same, each with a doorbell page of its own.
+    fn own(&mut self, count: usize) -> Vec<QueuePair> {
+        let page = |_| self.device.doorbell_page().expect("a doorbell page");
+        let pages: Vec<DoorbellPage> = (0..count).map(page).collect();
+        pages.iter().map(|page| self.queue_pair(Some(page))).collect()
+    }
+
+    fn queue_pair(&mut self, page: Option<&DoorbellPage>) -> QueuePair {
         let options = QueuePairOptions {
             send_depth: DEPTH,
             recv_depth: 1,
             inline: 8,
+            page,
             ..QueuePairOptions::default()
         };
-        let mut all = Vec::new();
-        for _ in 0..count {
-            let make = |cq| self.pd.queue_pair(&options, cq, cq).expect("a queue pair");
-            let (mut qp, mut peer) = (make(&self.cq), make(&self.peers_cq));
-            QueuePair::connect_pair(&mut qp, &mut peer).expect("a connection");
-            self.peers.push(peer);
-            all.push(qp);
-        }
-        all
+        let make = |cq| self.pd.queue_pair(&options, cq, cq).expect("a queue pair");
+        let (mut qp, mut peer) = (make(&self.cq), make(&self.peers_cq));
+        QueuePair::connect_pair(&mut qp, &mut peer).expect("a connection");
+        self.peers.push(peer);
+        qp
     }
 
     /// Time until so many requests, shared among the threads, are posted and have completed.

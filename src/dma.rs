@@ -52,7 +52,8 @@ pub struct RingMemory {
 struct Block {
     mapping: Mapping,
     memory: SharedMemory,
-    /// The node that it is on.
+    /// The node that it was to be on, and the one that it is on.
+    wanted: Option<u32>,
     node: Option<u32>,
     /// Whether it is cut up, and not all of one large request.
     shared: bool,
@@ -91,12 +92,17 @@ impl DmaPool {
         Some(RingMemory { bytes: blocks.iter().map(|b| b.memory.len()).sum(), pages, nodes })
     }
 
-    fn block(&self, len: usize, node: Option<u32>, shared: bool) -> holdfast_iommu::Result<Block> {
-        let memory = SharedMemory::on_node(len as u64, node)?;
+    fn block(
+        &self,
+        len: usize,
+        wanted: Option<u32>,
+        shared: bool,
+    ) -> holdfast_iommu::Result<Block> {
+        let memory = SharedMemory::on_node(len as u64, wanted)?;
         let pages = memory.len() as usize / PAGE_SIZE;
         let node = memory.node();
         let mapping = self.space.map(memory.piece(), Prot::ReadWrite, None)?;
-        Ok(Block { mapping, memory, node, shared, used: Mutex::new(PageMap::new(pages)) })
+        Ok(Block { mapping, memory, wanted, node, shared, used: Mutex::new(PageMap::new(pages)) })
     }
 
     /// Pages of an existing block, or of a new one.
@@ -104,7 +110,9 @@ impl DmaPool {
         let mut blocks = lock(&self.inner);
         blocks.all.retain(|block| block.strong_count() > 0);
         let (node, shared) = (blocks.node, count <= BLOCK_PAGES / 2);
-        let near = |block: &Arc<Block>| node.is_none() || block.node == node;
+        // What was asked of that node and came from another is as near as it gets.
+        let near =
+            |block: &Arc<Block>| node.is_none() || [block.wanted, block.node].contains(&node);
         let fits = |block: &Arc<Block>| shared && block.shared && near(block);
         let mut there = blocks.all.iter().filter_map(Weak::upgrade).filter(fits);
         if let Some(lease) = there.find_map(|block| block.take(count)) {

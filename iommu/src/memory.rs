@@ -109,8 +109,10 @@ impl SharedMemory {
     /// [`Error::Memory`] in the step "place" where there is no such node, or this process may not
     /// use it.
     pub fn on_node(len: u64, node: Option<u32>) -> Result<Self> {
+        // Near pages come before huge ones: which node has huge pages to give is for others to say.
         if len >= HUGE_PAGE
             && let Ok(memory) = Self::with_pages(len, true, node)
+            && (node.is_none() || memory.node() == node)
         {
             return Ok(memory);
         }

@@ -11,6 +11,12 @@ nodes() { # nodes NODE NODES: asked for, and then in use
 }
 check "rings that are to be on node 0 are there" nodes 0 0
 check "rings that are to be on node 1 are there" nodes 1 0,1
+# Each block of rings is 2 MiB: where huge pages are is not where rings go, and one block is enough.
+echo 16 >/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages
+check "16 huge pages are there, on node 0 alone" \
+    grep -x 16 /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages
+check "rings that are to be on node 1 are there, and take no huge pages of node 0's" nodes 1 0,1
+echo 0 >/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages
 check "a node that is not there is refused" \
     sh -c "$bench --ring-node 2 2>&1 | grep 'no memory of NUMA node 2 for this process; there is of \[0, 1\]'"
 
