@@ -5,24 +5,26 @@
 //! connection to the process that has the other. A [`Session`] has whichever ends are here: the
 //! *active* one starts each exchange, the *passive* one answers.
 
+mod end;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use holdfast::coherence::{Guard, GuardOptions, Policy};
-use holdfast::connect::{Endpoint, Exchange, Listener};
+use holdfast::connect::{Exchange, Listener};
 use holdfast::cores::{self, Core, CoreOptions};
 use holdfast::dma::RingMemory;
 use holdfast::{
-    Access, Completion, CompletionQueue, Device, DeviceAddress, EmulatedNic, EmulatedOptions,
-    Memory, MemoryRegion, Populate, QueuePair, QueuePairOptions, Remote, Source,
+    Completion, CompletionQueue, Device, DeviceAddress, EmulatedNic, EmulatedOptions, Source,
 };
 
 use super::affinity::Placement;
 use super::child::NicChild;
 use super::patience::Patience;
 use super::{Usage, interrupt, parse};
+
+pub use end::{End, Shape};
 
 /// Longest message there is room for: a region, of 1 GiB at most, has a buffer to send from and one
 /// to receive into.
@@ -134,48 +136,6 @@ impl EndpointOptions {
     }
 }
 
-/// What each end is made of.
-#[derive(Debug, Clone)]
-pub struct Shape {
-    /// What both sides must agree on.
-    pub purpose: String,
-    /// Bytes needed in each region.
-    pub bytes: usize,
-    /// What the passive end's region is made of; the active end's is a memfd.
-    pub region: Source,
-    /// Queue pairs.
-    pub qps: u32,
-    /// Depth of each send queue.
-    pub send_depth: u32,
-    /// Depth of each receive queue.
-    pub recv_depth: u32,
-    /// Inline bytes wanted, if the device has them.
-    pub inline: u32,
-    /// The operation that reaches into the peer's region; `None` for SEND.
-    pub one_sided: Option<&'static str>,
-    /// Who guards the passive end's region; a DAX file is always guarded.
-    pub guard: Option<Guard>,
-}
-
-/// One end.
-#[derive(Debug)]
-pub struct End {
-    /// Connected, in the order of the peer's.
-    pub qps: Vec<QueuePair>,
-    /// Where sends of all of them complete.
-    pub send_cq: CompletionQueue,
-    /// Where receives of all of them complete.
-    pub recv_cq: CompletionQueue,
-    /// This end's memory, which the peer reaches.
-    pub region: MemoryRegion,
-    /// The peer's memory.
-    pub remote: Remote,
-    /// Bytes of it.
-    pub remote_len: u64,
-    // Last: everything above belongs to it.
-    device: Device,
-}
-
 /// The ends that are in this process.
 #[derive(Debug)]
 pub struct Session {
@@ -228,12 +188,13 @@ impl Session {
             core: Core::default(),
             _nic: nic,
         };
+        let cpu = placement.bench;
         match (&options.server, &options.connect) {
-            (Some(address), _) => session.serve(address, first, shape)?,
-            (None, Some(address)) => session.call(address, first, shape)?,
+            (Some(address), _) => session.serve(address, first, shape, cpu)?,
+            (None, Some(address)) => session.call(address, first, shape, cpu)?,
             (None, None) => {
-                let mut active = End::new(first, &Source::Memfd, shape)?;
-                let mut passive = End::new(second, &shape.region, shape)?;
+                let mut active = End::new(first, &Source::Memfd, shape, cpu)?;
+                let mut passive = End::new(second, &shape.region, shape, cpu)?;
                 let (a, p) = (active.describe(shape), passive.describe(shape));
                 active.connect(&p)?;
                 passive.connect(&a)?;
@@ -244,8 +205,14 @@ impl Session {
         Ok(session)
     }
 
-    fn serve(&mut self, address: &str, device: Device, shape: &Shape) -> anyhow::Result<()> {
-        let mut end = End::new(device, &shape.region, shape)?;
+    fn serve(
+        &mut self,
+        address: &str,
+        device: Device,
+        shape: &Shape,
+        cpu: Option<usize>,
+    ) -> anyhow::Result<()> {
+        let mut end = End::new(device, &shape.region, shape, cpu)?;
         let listener = Listener::bind(address)?;
         eprintln!("waiting for the other end on {}", listener.local_address()?);
         let mut exchange = listener.accept(self.timeout, Some(interrupt::requested))?;
@@ -254,8 +221,14 @@ impl Session {
         Ok(())
     }
 
-    fn call(&mut self, address: &str, device: Device, shape: &Shape) -> anyhow::Result<()> {
-        let mut end = End::new(device, &Source::Memfd, shape)?;
+    fn call(
+        &mut self,
+        address: &str,
+        device: Device,
+        shape: &Shape,
+        cpu: Option<usize>,
+    ) -> anyhow::Result<()> {
+        let mut end = End::new(device, &Source::Memfd, shape, cpu)?;
         let mut exchange = Exchange::connect(address, self.timeout, Some(interrupt::requested))?;
         end.meet(&mut exchange, shape)?;
         (self.active, self.exchange) = (Some(end), Some(exchange));
@@ -281,92 +254,6 @@ impl Session {
             exchange.barrier(name)?;
         }
         Ok(())
-    }
-}
-
-impl End {
-    fn new(device: Device, source: &Source, shape: &Shape) -> anyhow::Result<Self> {
-        if let (true, Some(operation)) = (device.sends_only(), shape.one_sided) {
-            anyhow::bail!(
-                "{} carries out only SEND and RECV, no RDMA WRITE, READ or atomics, so '{operation}' \
-                 cannot be measured on it: use 'holdfast bench send' or 'holdfast pingpong'",
-                device.address()
-            );
-        }
-        let access = if device.sends_only() { Access::LOCAL_WRITE } else { Access::ALL };
-        let memory = Memory::open(source, shape.bytes, Populate::Yes)?;
-        let pd = device.protection_domain()?;
-        let guard = match &shape.guard {
-            Some(guard) if *source == shape.region => Some(guard.clone()),
-            None if memory.kind().may_move() => Some(Guard::start(GuardOptions::default())?),
-            _ => None,
-        };
-        let region = match guard {
-            Some(guard) => pd.register_guarded(memory, access, &guard, Policy::FOLLOW)?,
-            None => pd.register(memory, access)?,
-        };
-        let send_cq = device.completion_queue(shape.send_depth * shape.qps)?;
-        let recv_cq = device.completion_queue(shape.recv_depth.max(1) * shape.qps)?;
-        let options = QueuePairOptions {
-            send_depth: shape.send_depth,
-            recv_depth: shape.recv_depth,
-            inline: shape.inline.min(device.max_inline()),
-            ..QueuePairOptions::default()
-        };
-        let qps = (0..shape.qps)
-            .map(|_| pd.queue_pair(&options, &send_cq, &recv_cq))
-            .collect::<holdfast::Result<_>>()?;
-        let (remote, remote_len) = (Remote::default(), 0);
-        Ok(Self { qps, send_cq, recv_cq, region, remote, remote_len, device })
-    }
-
-    /// What the peer needs to know.
-    fn describe(&self, shape: &Shape) -> Endpoint {
-        Endpoint {
-            purpose: shape.purpose.clone(),
-            gid: self.device.gid(),
-            mtu: self.device.mtu(),
-            rd_atomic: self.device.max_rd_atomic(),
-            queue_pairs: self.qps.iter().map(QueuePair::info).collect(),
-            regions: vec![self.region.remote()],
-        }
-    }
-
-    fn meet(&mut self, exchange: &mut Exchange, shape: &Shape) -> anyhow::Result<()> {
-        let theirs = exchange.swap(&self.describe(shape))?;
-        self.connect(&theirs)?;
-        let [region] = theirs.regions.as_slice() else {
-            anyhow::bail!("the peer offers {} regions; one was expected", theirs.regions.len());
-        };
-        anyhow::ensure!(
-            region.len >= shape.bytes as u64,
-            "the peer's region has {:#x} bytes, but {:#x} are needed",
-            region.len,
-            shape.bytes
-        );
-        exchange.barrier("connected")?;
-        Ok(())
-    }
-
-    fn connect(&mut self, peer: &Endpoint) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            peer.queue_pairs.len() == self.qps.len() && !peer.regions.is_empty(),
-            "the peer has {} queue pairs, this side {}",
-            peer.queue_pairs.len(),
-            self.qps.len()
-        );
-        for (qp, info) in self.qps.iter_mut().zip(&peer.queue_pairs) {
-            qp.connect(info, peer)?;
-        }
-        self.remote = Remote { addr: peer.regions[0].addr, rkey: peer.regions[0].rkey };
-        self.remote_len = peer.regions[0].len;
-        Ok(())
-    }
-
-    /// The peer's memory at `offset`.
-    #[inline(always)]
-    pub fn remote_at(&self, offset: usize) -> Remote {
-        Remote { addr: self.remote.addr + offset as u64, rkey: self.remote.rkey }
     }
 }
 
