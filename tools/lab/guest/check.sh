@@ -84,10 +84,11 @@ await_port() {
     done
 }
 
-# make_dax FS MNT: makes a file system (ext4 or xfs) on the NVDIMM, whose blocks are aligned to
-# 2 MiB, and mounts it with dax=always, in the place of what was mounted there. It keeps no room for
-# itself: else a "full" one would have some MiB free, and what a file gives up would seldom be what
-# the next one gets. (ext4 reserves clusters, xfs room for the growth of its trees.)
+# make_dax FS MNT [all]: makes a file system (ext4 or xfs) on the NVDIMM, whose blocks are aligned to
+# 2 MiB, and mounts it with dax=always, in the place of what was mounted there. With "all", files can
+# have all there is: else a "full" one keeps some MiB free for itself (ext4 reserves clusters, xfs
+# room for the growth of its trees), and what a file gives up is seldom what the next one gets. But
+# without its trees, xfs does not tell who maps the files of a device that is removed.
 make_dax() {
     umount "$2" 2>/dev/null
     case $1 in
@@ -95,11 +96,11 @@ make_dax() {
     xfs)
         # Linux 6.1 mounts no xfs that can exchange ranges.
         case $(uname -r) in 6.1.*) exchange=0 ;; *) exchange=1 ;; esac
-        mkfs.xfs -q -f -d su=2m,sw=1,agcount=2 -l size=64m -i exchange=$exchange \
-            -m rmapbt=0,finobt=0,inobtcount=0 /dev/pmem0
+        [ "$3" = all ] && trees="-m rmapbt=0,finobt=0,inobtcount=0" || trees=
+        mkfs.xfs -q -f -d su=2m,sw=1,agcount=2 -l size=64m -i exchange=$exchange $trees /dev/pmem0
         ;;
     esac && mkdir -p "$2" && mount -o dax=always /dev/pmem0 "$2" || return
-    [ "$1" != ext4 ] || echo 0 >/sys/fs/ext4/pmem0/reserved_clusters
+    [ "$1-$3" != ext4-all ] || echo 0 >/sys/fs/ext4/pmem0/reserved_clusters
 }
 
 # fsdax FS: loads what an NVDIMM and the file system on it need, and makes it an fsdax namespace.

@@ -51,7 +51,7 @@ held_up() { # held_up MILLISECONDS: how long a policy of so long makes a truncat
 
 check "the NVDIMM becomes an fsdax namespace" fsdax $fs
 check "both NICs are bound to vfio-pci" bind_vfio $near $far
-check "$fs is made and mounted with dax=always" make_dax $fs $mnt
+check "$fs is made and mounted with dax=always" make_dax $fs $mnt all
 mount -t tracefs nodev /sys/kernel/tracing 2>/dev/null
 # Scrap of huge pages costs one mapping for each chunk.
 echo 32 >/proc/sys/vm/nr_hugepages
@@ -75,7 +75,7 @@ if [ -z "$misses" ]; then
         --within $within --numbers $numbers/kills.json || failed=1
 fi
 # Last, because it spoils what is there.
-check "$fs is made and mounted anew" make_dax $fs $mnt
+check "$fs is made and mounted anew" make_dax $fs $mnt all
 # It ends with the first foreign byte; xfs may take a while until it gives such a block away again.
 run unguarded --seconds 120 --guard off
 [ $failed = 0 ]

@@ -2,7 +2,6 @@
 //! so the regions go to scrap when they are announced, whatever time they were to be given, and come
 //! back to the blocks that the file has afterwards, whatever page tables still show.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -45,7 +44,6 @@ fn swap_boot(scene: &Scene, dax: &Path, policy: Policy) -> Result<()> {
     at_once(start)?;
     stage.told(&BROKEN_AND_LOST[1..], "swap-boot", WHOLE)?;
     stage.write(CHUNK)?;
-    file.write_all_at(&[1], 0)?;
     grow(&file)?;
     stage.told_some_time(EventKind::Restored, WHOLE)?;
     arrives(&mut stage, &file)?;
