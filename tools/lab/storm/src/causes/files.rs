@@ -44,8 +44,8 @@ pub fn run(scene: &Scene, report: &mut Report, dax: &Path, disk: &Path) -> Resul
         stage.nothing_told()?;
         arrives(&mut stage, &file)
     });
-    exchanged::run(scene, report, dax, ext4);
     holding::run(scene, report, dax);
+    exchanged::run(scene, report, dax, ext4);
     report.check("a file system that is shut down: told, and lost for good", || {
         let (_file, mut stage) = on(scene, dax)?;
         ioctl::shut_down(&File::open(dax)?).context("shutting it down")?;
@@ -71,7 +71,7 @@ pub fn create(path: &Path) -> Result<File> {
 }
 
 /// Gives it blocks where it has none.
-pub fn grow(file: &File) -> Result<()> {
+fn grow(file: &File) -> Result<()> {
     fallocate(file.as_fd(), FallocateFlags::empty(), 0, LEN as i64).context("fallocate")
 }
 
