@@ -190,8 +190,12 @@ impl Session {
         };
         let cpu = placement.bench;
         match (&options.server, &options.connect) {
-            (Some(address), _) => session.serve(address, first, shape, cpu)?,
-            (None, Some(address)) => session.call(address, first, shape, cpu)?,
+            (Some(address), _) => {
+                session.serve(address, End::new(first, &shape.region, shape, cpu)?, shape)?;
+            }
+            (None, Some(address)) => {
+                session.call(address, End::new(first, &Source::Memfd, shape, cpu)?, shape)?;
+            }
             (None, None) => {
                 let mut active = End::new(first, &Source::Memfd, shape, cpu)?;
                 let mut passive = End::new(second, &shape.region, shape, cpu)?;
@@ -205,14 +209,7 @@ impl Session {
         Ok(session)
     }
 
-    fn serve(
-        &mut self,
-        address: &str,
-        device: Device,
-        shape: &Shape,
-        cpu: Option<usize>,
-    ) -> anyhow::Result<()> {
-        let mut end = End::new(device, &shape.region, shape, cpu)?;
+    fn serve(&mut self, address: &str, mut end: End, shape: &Shape) -> anyhow::Result<()> {
         let listener = Listener::bind(address)?;
         eprintln!("waiting for the other end on {}", listener.local_address()?);
         let mut exchange = listener.accept(self.timeout, Some(interrupt::requested))?;
@@ -221,14 +218,7 @@ impl Session {
         Ok(())
     }
 
-    fn call(
-        &mut self,
-        address: &str,
-        device: Device,
-        shape: &Shape,
-        cpu: Option<usize>,
-    ) -> anyhow::Result<()> {
-        let mut end = End::new(device, &Source::Memfd, shape, cpu)?;
+    fn call(&mut self, address: &str, mut end: End, shape: &Shape) -> anyhow::Result<()> {
         let mut exchange = Exchange::connect(address, self.timeout, Some(interrupt::requested))?;
         end.meet(&mut exchange, shape)?;
         (self.active, self.exchange) = (Some(end), Some(exchange));
