@@ -19,7 +19,7 @@
 //! guard, which only tries it, goes on to other files when it is taken.
 
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -29,10 +29,12 @@ use holdfast_dax::notify::{Cause, Notice, NotifierKind, Probe, Subject};
 use holdfast_iommu::{Order, retarget_all};
 
 use super::event::{Event, EventKind, Part, RegionId, Timing};
-use super::held::HeldPin;
+use super::held::{HeldPin, KeptFile};
+use super::keeper::Keeper;
 use super::policy::Reaction;
 use super::region::GuardedRegion;
 use super::stream::Publisher;
+use crate::Result;
 use crate::lock::lock;
 
 /// A file with regions.
@@ -44,6 +46,8 @@ pub struct GuardedFile {
     pub fd: Option<OwnedFd>,
     pub path: Option<PathBuf>,
     state: Mutex<State>,
+    /// Since the first pin. After the state, with the last pin.
+    kept: Mutex<Option<KeptFile>>,
     /// Who restores something has it, one at a time, or who needs that nobody does.
     turn: Mutex<()>,
 }
@@ -147,7 +151,14 @@ impl GuardedFile {
             announced: None,
             passed: None,
         };
-        Self { subject, fd, path, state: Mutex::new(state), turn: Mutex::new(()) }
+        Self {
+            subject,
+            fd,
+            path,
+            state: Mutex::new(state),
+            kept: Mutex::default(),
+            turn: Mutex::new(()),
+        }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -161,6 +172,17 @@ impl GuardedFile {
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// Has this keeper map the file, as is needed before a pin is taken. Waits for its answer, if it
+    /// has not.
+    pub fn keep(&self, keeper: Arc<Keeper>) -> Result<()> {
+        let mut kept = lock(&self.kept);
+        let Some(fd) = &self.fd else { return Ok(()) };
+        if !kept.as_ref().is_some_and(|kept| kept.is_by(&keeper)) {
+            *kept = Some(KeptFile::new(fd.as_fd(), keeper)?);
+        }
+        Ok(())
     }
 
     /// The turn to put regions back on the file, or to keep others from it: who has it may hold

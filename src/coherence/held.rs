@@ -1,6 +1,7 @@
 //! A layout pin in force: the driver's, the keeper's copy of it, and the sign that it gives to
-//! whoever looks that an operation waits for it.
+//! whoever looks that an operation waits for it. And the keeper's hold on its file.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -9,7 +10,7 @@ use holdfast_dax::notify::Probe;
 use holdfast_dax::{Error, Pin, Sign};
 use nix::errno::Errno;
 
-use super::keeper::{Keeper, KeeperError, PinId};
+use super::keeper::{HeldFileId, Keeper, KeeperError, PinId};
 use crate::Result;
 use crate::lock::lock;
 
@@ -77,6 +78,32 @@ impl HeldPin {
             None => None,
         };
         map()
+    }
+}
+
+/// A file that a keeper has mapped, for as long as this exists.
+#[derive(Debug)]
+pub struct KeptFile {
+    keeper: Arc<Keeper>,
+    id: HeldFileId,
+}
+
+impl KeptFile {
+    /// Waits for the keeper's answer.
+    pub fn new(file: BorrowedFd<'_>, keeper: Arc<Keeper>) -> Result<Self, KeeperError> {
+        let id = keeper.hold_file(file)?;
+        Ok(Self { keeper, id })
+    }
+
+    /// Whether it is this keeper.
+    pub fn is_by(&self, keeper: &Arc<Keeper>) -> bool {
+        Arc::ptr_eq(&self.keeper, keeper)
+    }
+}
+
+impl Drop for KeptFile {
+    fn drop(&mut self) {
+        self.keeper.let_go_file(self.id);
     }
 }
 

@@ -63,9 +63,14 @@ impl Shared {
     /// lock.
     pub fn pin(&self, file: &GuardedFile, offset: u64, others: &[u64]) -> Result<Arc<HeldPin>> {
         let none = || Error::Guard("anonymous memory needs no pin".to_owned());
+        let fd = file.fd.as_ref().ok_or_else(none)?;
+        let keeper = self.keeping.keeper();
+        if let Some(keeper) = &keeper {
+            file.keep(Arc::clone(keeper))?;
+        }
         let since = Instant::now();
-        let pin = Pin::take_several(file.fd.as_ref().ok_or_else(none)?.as_fd(), offset, others)?;
-        Ok(Arc::new(HeldPin::new(pin, since, self.keeping.keeper())?))
+        let pin = Pin::take_several(fd.as_fd(), offset, others)?;
+        Ok(Arc::new(HeldPin::new(pin, since, keeper)?))
     }
 
     /// What the keeper did becomes notices; says whether it died.

@@ -248,10 +248,14 @@ impl Shared {
             }
             (Stage::Announced, _) if why.cause.is_final() => state.end(why, &self.publisher),
             (Stage::Announced, _) => state.announce(why),
-            // What happened before the pin was taken is settled, unless the pin itself says otherwise.
-            (Stage::Waiting, Phase::Held)
-                if notice.at >= state.held_since || state.is_disturbed() =>
-            {
+            // What happened before the pin was taken is settled. If the pin itself says otherwise,
+            // that is something else.
+            (Stage::Waiting, Phase::Held) => {
+                let why = match notice.at >= state.held_since {
+                    true => why,
+                    false if state.is_disturbed() => Why::unknown(NotifierKind::GuardPage),
+                    false => return Handled::Done,
+                };
                 let broke = state.start_break(why, self.options.order, &self.publisher);
                 self.after(&file, &state, broke);
             }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::error::KeeperError;
-use super::protocol::{ContainerId, MESSAGE, PinId, Reply, Request, VERSION};
+use super::protocol::{ContainerId, HeldFileId, MESSAGE, PinId, Reply, Request, VERSION};
 use super::{spawn, sys};
 use crate::lock::lock;
 
@@ -143,6 +143,21 @@ impl Keeper {
     /// Takes a container back, which must not reach any pinned memory any more. Does not wait.
     pub fn let_go_container(&self, container: ContainerId) {
         self.tell(&Request::LetGoContainer(container.0));
+    }
+
+    /// Has the keeper map a file that is going to be pinned. Do so before the pin is taken: a pin
+    /// that has not got to the keeper when this process dies counts then for as long as there is a
+    /// page in its pipe. Waits for the answer.
+    pub fn hold_file(&self, file: BorrowedFd<'_>) -> Result<HeldFileId, KeeperError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.call("the file", &Request::HoldFile(id), &[file])
+            .inspect_err(|error| self.forget(error, &Request::LetGoFile(id)))?;
+        Ok(HeldFileId(id))
+    }
+
+    /// Tells that no pin of the file is left. Does not wait.
+    pub fn let_go_file(&self, file: HeldFileId) {
+        self.tell(&Request::LetGoFile(file.0));
     }
 
     /// Hands duplicates of a pin's parts over. Waits for the answer: only then may memory of the

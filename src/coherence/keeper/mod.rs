@@ -19,7 +19,8 @@
 //! 1. *Before anything is mapped.* [`Keeper::hold_container`] and [`Keeper::hold_pin`] have been
 //!    answered, so the keeper holds the container, both ends of the pipe, the file, and a guard page
 //!    of its own. From here on *P* and *G* do not depend on the driver's life. A death before the
-//!    answer finds no *M*.
+//!    answer finds no *M*. (It may find a *P*, on its way to the keeper. That the file system does
+//!    not go past that one either, and warn of it, is what [`Keeper::hold_file`] is for.)
 //! 2. *SIGKILL is sent.* Nothing changes yet: every thread of the driver goes on until it returns
 //!    from, or is interrupted in, its system call. A call that maps either completes (*M* in the
 //!    container that the keeper holds) or does not.
@@ -74,5 +75,5 @@ pub use client::{Keeper, KeeperEvent, KeeperOptions, MapTurn};
 pub use error::KeeperError;
 pub use holdfast_dax::PinParts;
 pub use process::run;
-pub use protocol::{ContainerId, PinId};
+pub use protocol::{ContainerId, HeldFileId, PinId};
 pub use serve::{Fence, PERIOD, Sockets, VfioFence, serve};

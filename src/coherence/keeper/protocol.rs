@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 /// Version of the protocol, told by the keeper when it is ready.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// Bytes of a message.
 pub const MESSAGE: usize = 32;
 /// Most descriptors with a message.
@@ -32,6 +32,10 @@ impl fmt::Display for PinId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ContainerId(pub(super) u64);
 
+/// A file that a keeper has mapped. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HeldFileId(pub(super) u64);
+
 /// What the driver asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
@@ -41,6 +45,10 @@ pub enum Request {
     HoldContainer(u64),
     /// The container is empty and about to be closed: forget it.
     LetGoContainer(u64),
+    /// Have a mapping of this file, so that its pins count.
+    HoldFile(u64),
+    /// No pin of that file is left: forget it.
+    LetGoFile(u64),
     /// Hold this pin: pipe read end, pipe write end, file.
     HoldPin {
         /// Number of the pin.
@@ -90,6 +98,8 @@ const HOLD_PIN: u32 = 4;
 const LET_GO_PIN: u32 = 5;
 const BEGIN_MAP: u32 = 6;
 const END_MAP: u32 = 7;
+const HOLD_FILE: u32 = 8;
+const LET_GO_FILE: u32 = 9;
 const READY: u32 = 0x101;
 const ANSWER: u32 = 0x102;
 const REVOKED: u32 = 0x103;
@@ -101,6 +111,8 @@ impl Request {
             Self::Driver => pack(DRIVER, sequence, [0; 3]),
             Self::HoldContainer(id) => pack(HOLD_CONTAINER, sequence, [id, 0, 0]),
             Self::LetGoContainer(id) => pack(LET_GO_CONTAINER, sequence, [id, 0, 0]),
+            Self::HoldFile(id) => pack(HOLD_FILE, sequence, [id, 0, 0]),
+            Self::LetGoFile(id) => pack(LET_GO_FILE, sequence, [id, 0, 0]),
             Self::HoldPin { id, offset, deadline } => {
                 pack(HOLD_PIN, sequence, [id, offset, micros(deadline)])
             }
@@ -117,6 +129,8 @@ impl Request {
             DRIVER => Self::Driver,
             HOLD_CONTAINER => Self::HoldContainer(id),
             LET_GO_CONTAINER => Self::LetGoContainer(id),
+            HOLD_FILE => Self::HoldFile(id),
+            LET_GO_FILE => Self::LetGoFile(id),
             HOLD_PIN => Self::HoldPin { id, offset, deadline: Duration::from_micros(time) },
             LET_GO_PIN => Self::LetGoPin(id),
             BEGIN_MAP => Self::BeginMap(id),
@@ -193,6 +207,8 @@ mod tests {
             Request::Driver,
             Request::HoldContainer(7),
             Request::LetGoContainer(u64::MAX),
+            Request::HoldFile(1 << 33),
+            Request::LetGoFile(0),
             Request::HoldPin { id: 8, offset: 1 << 40, deadline },
             Request::LetGoPin(9),
             Request::BeginMap(10),

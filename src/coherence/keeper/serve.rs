@@ -16,14 +16,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::held::HeldPin;
 use super::note::Notes;
 use super::protocol::{MAX_FDS, MESSAGE, Reply, Request, VERSION};
-use super::sys;
+use super::sys::{self, Anchor};
 
 /// How often guard pages are looked at, and how often a fence that failed is tried again.
 pub const PERIOD: Duration = Duration::from_millis(50);
 /// How long a driver may live on after its socket was closed: one that is dying has closed all that
 /// it had long before.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
-/// Most containers and pins.
+/// Most containers, and most pins and files.
 const MAX_CONTAINERS: usize = 256;
 const MAX_PINS: usize = 4096;
 
@@ -74,12 +74,14 @@ pub struct Sockets {
 /// What the keeper holds.
 #[derive(Debug)]
 pub(super) struct Server<F> {
+    /// Dropped first: a pin may be in it that was not taken over, and counts while its file is mapped.
     sockets: Sockets,
     fence: F,
     notes: Notes,
     pagemap: File,
     driver: Option<OwnedFd>,
     containers: Vec<(u64, OwnedFd)>,
+    files: Vec<(u64, Anchor)>,
     pins: Vec<HeldPin>,
     received: Vec<OwnedFd>,
     /// When the pins were looked at last.
@@ -115,6 +117,7 @@ impl<F: Fence> Server<F> {
             pagemap,
             driver: None,
             containers: Vec::with_capacity(MAX_CONTAINERS),
+            files: Vec::with_capacity(MAX_PINS),
             pins: Vec::with_capacity(MAX_PINS),
             received: Vec::with_capacity(MAX_FDS),
             watched: Instant::now(),
@@ -230,6 +233,18 @@ impl<F: Fence> Server<F> {
             }
             Request::LetGoContainer(id) => {
                 self.containers.retain(|(held, _)| *held != id);
+                Ok(())
+            }
+            Request::HoldFile(id) => {
+                let file = self.received.pop().ok_or(Errno::EBADMSG)?;
+                if self.files.len() >= MAX_PINS {
+                    return Err(Errno::ENOSPC);
+                }
+                self.files.push((id, Anchor::of(file.as_fd())?));
+                Ok(())
+            }
+            Request::LetGoFile(id) => {
+                self.files.retain(|(held, _)| *held != id);
                 Ok(())
             }
             Request::HoldPin { id, offset, deadline } => {

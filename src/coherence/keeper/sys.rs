@@ -16,12 +16,24 @@ const PAGE: usize = 4096;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 
+/// The first page of a file, mapped and never touched: Linux before 6.15 ignores references to pages
+/// of a file that nobody maps.
+#[derive(Debug)]
+pub(super) struct Anchor {
+    _page: FilePage,
+}
+
+impl Anchor {
+    /// Maps it, whatever the file was opened for. Does not wait.
+    pub(super) fn of(file: BorrowedFd<'_>) -> Result<Self, Errno> {
+        Ok(Self { _page: FilePage::map(file, 0, ProtFlags::PROT_NONE)? })
+    }
+}
+
 /// One page of a file, mapped and populated once and never touched again. Nothing here reads or
 /// writes it: it is there for its page table entry.
 #[derive(Debug)]
-pub(super) struct GuardPage {
-    page: NonNull<libc::c_void>,
-}
+pub(super) struct GuardPage(FilePage);
 
 impl GuardPage {
     /// Maps the page at `offset` of `file` and has its page table entry made. Waits while the
@@ -29,29 +41,26 @@ impl GuardPage {
     /// that may only be read.
     pub(super) fn map(file: BorrowedFd<'_>, offset: u64) -> Result<Self, Errno> {
         let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
-        let length = const { NonZeroUsize::new(PAGE).unwrap() };
-        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object.
-        let map = |prot| unsafe { mmap(None, length, prot, MapFlags::MAP_SHARED, file, offset) };
+        let map = |prot| FilePage::map(file, offset, prot);
         let (page, populate) = match map(ProtFlags::PROT_READ | ProtFlags::PROT_WRITE) {
             Ok(page) => (page, libc::MADV_POPULATE_WRITE),
             Err(Errno::EACCES) => (map(ProtFlags::PROT_READ)?, libc::MADV_POPULATE_READ),
             Err(errno) => return Err(errno),
         };
-        let page = Self { page };
         // SAFETY: the page is ours, and no reference to it exists; for all three.
         unsafe {
-            madvise(page.page, PAGE, MmapAdvise::MADV_DONTFORK)?;
+            madvise(page.0, PAGE, MmapAdvise::MADV_DONTFORK)?;
             // MADV_DONTNEED refuses memory that is locked, as all of it may be (mlockall).
-            munlock(page.page, PAGE)?;
-            Errno::result(libc::madvise(page.page.as_ptr(), PAGE, populate))?;
+            munlock(page.0, PAGE)?;
+            Errno::result(libc::madvise(page.0.as_ptr(), PAGE, populate))?;
         }
-        Ok(page)
+        Ok(Self(page))
     }
 
     /// Whether its page table entry is there, by this process's pagemap.
     pub(super) fn is_present(&self, pagemap: &File) -> std::io::Result<bool> {
         let mut entry = [0; 8];
-        let at = self.page.as_ptr().addr() / PAGE * 8;
+        let at = self.0.0.as_ptr().addr() / PAGE * 8;
         pagemap.read_exact_at(&mut entry, at as u64)?;
         Ok(u64::from_ne_bytes(entry) & (PRESENT | SWAPPED) != 0)
     }
@@ -59,19 +68,32 @@ impl GuardPage {
     /// Drops the page table entry, which counts as a user of the page. The mapping stays.
     pub(super) fn forget(&self) -> Result<(), Errno> {
         // SAFETY: the page is ours and never read, so losing it loses nothing.
-        unsafe { madvise(self.page, PAGE, MmapAdvise::MADV_DONTNEED) }
+        unsafe { madvise(self.0.0, PAGE, MmapAdvise::MADV_DONTNEED) }
     }
 }
 
-impl Drop for GuardPage {
+/// A page of a file that is mapped and neither read nor written; unmapped on drop.
+#[derive(Debug)]
+struct FilePage(NonNull<libc::c_void>);
+
+impl FilePage {
+    fn map(file: BorrowedFd<'_>, offset: libc::off_t, prot: ProtFlags) -> Result<Self, Errno> {
+        let length = const { NonZeroUsize::new(PAGE).unwrap() };
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object.
+        let page = unsafe { mmap(None, length, prot, MapFlags::MAP_SHARED, file, offset) };
+        page.map(Self)
+    }
+}
+
+impl Drop for FilePage {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `map` with this length, and no reference to it exists.
-        let _ = unsafe { munmap(self.page, PAGE) };
+        let _ = unsafe { munmap(self.0, PAGE) };
     }
 }
 
 // SAFETY: the mapping belongs to no thread, and nothing is ever read or written through it.
-unsafe impl Send for GuardPage {}
+unsafe impl Send for FilePage {}
 
 /// A descriptor of this process, by which its end can be told (Linux 5.3 and later).
 pub(super) fn pidfd_self() -> Result<OwnedFd, Errno> {

@@ -189,6 +189,48 @@ fn a_driver_whose_socket_is_closed_is_seen_to_end_first() {
     process.wait().unwrap();
 }
 
+/// Whether this process has a mapping of the file.
+fn is_mapped(pin: &Pin) -> bool {
+    let inode = nix::sys::stat::fstat(&pin.file).unwrap().st_ino.to_string();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().any(|line| line.split_whitespace().nth(4) == Some(&inode))
+}
+
+#[test]
+fn a_pin_on_its_way_when_the_driver_dies_counts_until_it_is_gone() {
+    let recorder = Recorder { failures: 3, ..recorder(1) };
+    let mut driver = Driver::with(&recorder, LONG);
+    let pin = Pin::new();
+    driver.ask(Request::HoldFile(7), &[pin.file.as_fd()]).unwrap();
+    // Of the driver's death the keeper hears first.
+    let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let pidfd = super::sys::pidfd(process.id()).unwrap();
+    driver.ask(Request::Driver, &[pidfd.as_fd()]).unwrap();
+    assert!(is_mapped(&pin));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let message = Request::HoldPin { id: 8, offset: 0, deadline: LONG }.encode(100);
+    // It may have ended by now.
+    let _ = scm::send(driver.calls.as_fd(), &[IoSlice::new(&message)], &pin.fds());
+    wait_for("the fence", || !recorder.calls().is_empty());
+    assert!(is_mapped(&pin), "while the keeper has the pin's pipe, the file is mapped");
+    driver.thread.join().unwrap().unwrap();
+    assert!(!is_mapped(&pin));
+}
+
+#[test]
+fn files_are_mapped_until_they_are_let_go() {
+    let mut driver = Driver::start(&recorder(0));
+    let pin = Pin::new();
+    driver.ask(Request::HoldFile(7), &[pin.file.as_fd()]).unwrap();
+    driver.ask(Request::LetGoFile(8), &[]).unwrap();
+    assert!(is_mapped(&pin));
+    driver.ask(Request::LetGoFile(7), &[]).unwrap();
+    assert!(!is_mapped(&pin));
+    assert_eq!(driver.ask(Request::HoldFile(9), &[]), Err(Errno::EBADMSG));
+    driver.die();
+}
+
 #[test]
 fn while_a_fence_fails_pins_stay() {
     let recorder = Recorder { failures: 3, ..recorder(2) };
