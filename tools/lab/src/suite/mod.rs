@@ -37,6 +37,9 @@ pub struct TestArgs {
     /// Only rows with this kernel
     #[arg(long, value_enum)]
     kernel: Option<KernelVersion>,
+    /// Only rows of this name: what --list shows behind kernel and QEMU
+    #[arg(long, value_name = "NAME")]
+    row: Option<String>,
     /// Lists the suites and their rows, and runs nothing
     #[arg(long)]
     list: bool,
@@ -139,8 +142,11 @@ fn chosen(arguments: &TestArgs) -> Result<Vec<(Suite, Vec<Row>)>> {
         named => named.contains(&suite.name),
     };
     let rows = |suite: &Suite| {
-        let kernel = |row: &&Row| arguments.kernel.is_none_or(|kernel| kernel == row.kernel);
-        suite.rows.iter().filter(kernel).cloned().collect::<Vec<_>>()
+        let asked = |row: &&Row| {
+            arguments.kernel.is_none_or(|kernel| kernel == row.kernel)
+                && arguments.row.as_ref().is_none_or(|name| *name == row.name)
+        };
+        suite.rows.iter().filter(asked).cloned().collect::<Vec<_>>()
     };
     let chosen: Vec<_> = suites
         .iter()
@@ -148,7 +154,7 @@ fn chosen(arguments: &TestArgs) -> Result<Vec<(Suite, Vec<Row>)>> {
         .map(|suite| (suite.clone(), rows(suite)))
         .collect();
     if chosen.iter().all(|(_, rows)| rows.is_empty()) {
-        bail!("no row has that kernel");
+        bail!("no row has that kernel and name");
     }
     Ok(chosen)
 }
