@@ -16,6 +16,11 @@ use crate::device::DeviceInner;
 use crate::lock::lock;
 use crate::{Access, Error, ProtectionDomain, Result};
 
+/// Bytes of unguarded memory that are mapped, and so pinned, in one call (more, where its pages are
+/// larger): meanwhile nothing else of the device's address space can be changed, and a guard that
+/// has to take memory away waits.
+const PINNED_AT_ONCE: u64 = 64 << 20;
+
 /// Memory that the device may reach: the memory itself, its IOMMU mapping and its registration.
 ///
 /// A handle is cheap to clone, and handles may be dropped at any time: the region stays until no
@@ -101,7 +106,7 @@ impl MemoryRegion {
         let piece = Piece { backing, len: memory.len() as u64 };
         let mapping = device
             .space
-            .map(piece, prot, None)
+            .map(piece, prot, Some(PINNED_AT_ONCE.max(memory.page_size() as u64)))
             .map_err(|source| Error::Map { what: memory.source().to_string(), source })?;
         Self::with_body(pd, device, Body::Plain { mapping, memory }, access)
     }

@@ -86,7 +86,7 @@ impl AddressSpace {
     /// [`Error::ForeignScrap`] before anything was done.
     pub fn retarget(&self, range: IovaRange, scrap: &Scrap) -> Result<Retargeted> {
         let start = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.lock_at_once();
         self.check_scrap(&state, range, scrap)?;
         let tiles = state.take_tiles(range)?;
         state.permits.revoke(range);
@@ -126,7 +126,7 @@ impl AddressSpace {
     /// As for [`AddressSpace::retarget`].
     pub fn fence(&self, range: IovaRange) -> Result<Fenced> {
         let start = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.lock_at_once();
         let mut tiles = state.take_tiles(range)?;
         state.permits.revoke(range);
         tiles.retain(|tile| state.is_on_memory(*tile));

@@ -6,12 +6,14 @@
 //!
 //! Every method may be called from any thread and may block in the domain. One lock guards the
 //! books and is held over each call to the domain, but [`AddressSpace::map`] gives it up between
-//! chunks, so a retarget never waits for more than one chunk's pinning.
+//! chunks, and takes it again only when no retarget wants it, which so waits for the pinning of a
+//! chunk or two and no more.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::books::State;
 use crate::chunk::{Chunk, ChunkInfo, On};
@@ -20,6 +22,9 @@ use crate::{
     Behind, Domain, Error, IovaRange, Limits, Mapping, Piece, Prot, Result, Scrap, SharedMemory,
     Tenant,
 };
+
+/// How long a map steps aside at a time for who takes memory away.
+const ASIDE: Duration = Duration::from_micros(20);
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
@@ -32,6 +37,8 @@ pub struct AddressSpace {
     usable: IovaAllocator,
     pub(crate) id: u64,
     state: Mutex<State>,
+    /// Threads that wait to take memory away.
+    urgent: AtomicU32,
 }
 
 impl AddressSpace {
@@ -60,7 +67,8 @@ impl AddressSpace {
         }
         let state = State::new(usable.clone());
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { domain, limits, page, usable, id, state: Mutex::new(state) }))
+        let (state, urgent) = (Mutex::new(state), AtomicU32::new(0));
+        Ok(Arc::new(Self { domain, limits, page, usable, id, state, urgent }))
     }
 
     /// What the domain can do.
@@ -230,6 +238,23 @@ impl AddressSpace {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lock, for who takes memory away: before those who map chunk after chunk.
+    pub(crate) fn lock_at_once(&self) -> MutexGuard<'_, State> {
+        self.urgent.fetch_add(1, Ordering::Relaxed);
+        let state = self.lock();
+        self.urgent.fetch_sub(1, Ordering::Relaxed);
+        state
+    }
+
+    /// The lock, for who takes it again and again: after those who take memory away.
+    fn lock_in_turn(&self) -> MutexGuard<'_, State> {
+        // A mutex alone is taken again before a thread that waits for it has woken up.
+        while self.urgent.load(Ordering::Relaxed) > 0 {
+            std::thread::sleep(ASIDE);
+        }
+        self.lock()
+    }
+
     /// Gives what is left of the mapping `owner` in `range` to a tenant.
     pub(crate) fn assign(&self, range: IovaRange, owner: u64, tenant: Tenant) -> Result<()> {
         let mut state = self.lock();
@@ -319,7 +344,7 @@ impl AddressSpace {
         prot: Prot,
     ) -> Result<()> {
         let backing = piece.backing.advance(range.start() - whole.start())?;
-        let mut state = self.lock();
+        let mut state = self.lock_in_turn();
         state.check_room(&self.limits, 1)?;
         self.domain.map(range, &backing, prot)?;
         state.mappings += 1;

@@ -3,6 +3,7 @@
 mod fake;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fake::{Fake, limits, range};
 use holdfast_iommu::{
@@ -237,4 +238,26 @@ fn chunks_keep_their_scrap_alive() {
     drop(scrap);
     mapping.unmap().unwrap();
     assert_eq!(fake.mapped(), []);
+}
+
+#[test]
+fn a_retarget_waits_for_a_chunk_of_what_others_map_and_not_for_all_of_it() {
+    let set = set(limits(), 2);
+    set.fake.faults(|faults| faults.slow = Duration::from_millis(1));
+    let maps = || set.fake.state.lock().unwrap().maps;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let pages = memory(2 * MEMORY, 1000 * PAGE);
+            set.space.map_pieces(&pages, Prot::ReadWrite, Some(PAGE)).unwrap()
+        });
+        while maps() < 10 {
+            std::thread::yield_now();
+        }
+        let before = maps();
+        let fenced = set.space.fence(set.range()).unwrap();
+        let meanwhile = maps() - before;
+        assert_eq!((fenced.chunks, set.exposed()), (4, 0));
+        assert!(meanwhile < 10, "{meanwhile} chunks were mapped before the fence got its turn");
+        drop(other.join().unwrap());
+    });
 }

@@ -115,6 +115,10 @@ impl Why {
     }
 }
 
+/// What was announced has begun, and holds the file's lock, after this: it did not wait for a pin that
+/// was taken later still.
+const UNDER_WAY: Duration = Duration::from_millis(50);
+
 /// How long an announcement explains what is found waiting.
 const FRESH: Duration = Duration::from_secs(2);
 
@@ -238,6 +242,7 @@ impl State {
         if why.cause == Cause::Unknown
             && let Some(announced) = announced
             && why.at.saturating_duration_since(announced.at) < FRESH
+            && self.held_since.saturating_duration_since(announced.at) < UNDER_WAY
         {
             why = Why { at: why.at, notifier: why.notifier, ..announced };
         }
@@ -478,6 +483,11 @@ mod tests {
         let unknown = || Why::unknown(NotifierKind::GuardPage);
         state.announce(named(Cause::PunchHole));
         assert_eq!(broken_by(&mut state, unknown()), Cause::PunchHole);
+        assert_eq!(broken_by(&mut state, unknown()), Cause::Unknown);
+        // It came late: what it announced was over when the pin was taken.
+        let old = Why { at: Instant::now() - 2 * UNDER_WAY, ..named(Cause::PunchHole) };
+        state.held_since = Instant::now();
+        state.announce(old);
         assert_eq!(broken_by(&mut state, unknown()), Cause::Unknown);
         // The operation was told of by somebody who knew: the announcement was its own.
         state.announce(named(Cause::PunchHole));

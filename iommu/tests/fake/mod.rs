@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use holdfast_iommu::{Backing, Domain, Error, IovaRange, Limits, Prot, Result};
 use nix::errno::Errno;
@@ -25,6 +26,8 @@ pub struct Faults {
     pub stuck: Option<u64>,
     /// Unmaps of ranges that hold this address report a page less than was there.
     pub short: Option<u64>,
+    /// Each map takes so long.
+    pub slow: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +93,8 @@ impl Domain for Fake {
     }
 
     fn map(&self, range: IovaRange, backing: &Backing<'_>, prot: Prot) -> Result<()> {
+        let slow = self.state.lock().unwrap().faults.slow;
+        std::thread::sleep(slow);
         let mut state = self.state.lock().unwrap();
         state.maps += 1;
         let fail = |errno| Err(Error::Map { range, errno });

@@ -123,6 +123,7 @@ const TABLES: &[Entry] = &[
         include_str!("../../suites/coherence-long.toml"),
         include_str!("../../suites/coherence.sh"),
     ),
+    ("stall", include_str!("../../suites/stall.toml"), include_str!("../../suites/stall.sh")),
     (
         "vfio-user",
         include_str!("../../suites/vfio-user.toml"),
