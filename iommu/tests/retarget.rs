@@ -247,17 +247,24 @@ fn a_retarget_waits_for_a_chunk_of_what_others_map_and_not_for_all_of_it() {
     let maps = || set.fake.state.lock().unwrap().maps;
     std::thread::scope(|scope| {
         let other = scope.spawn(|| {
-            let pages = memory(2 * MEMORY, 1000 * PAGE);
+            let pages = memory(2 * MEMORY, 2000 * PAGE);
             set.space.map_pieces(&pages, Prot::ReadWrite, Some(PAGE)).unwrap()
         });
         while maps() < 10 {
             std::thread::yield_now();
         }
-        let before = maps();
-        let fenced = set.space.fence(set.range()).unwrap();
-        let meanwhile = maps() - before;
-        assert_eq!((fenced.chunks, set.exposed()), (4, 0));
-        assert!(meanwhile < 10, "{meanwhile} chunks were mapped before the fence got its turn");
+        let mut meanwhile = [0; 21];
+        for count in &mut meanwhile {
+            let before = maps();
+            let fenced = set.space.fence(set.range()).unwrap();
+            *count = maps() - before;
+            assert_eq!((fenced.chunks, set.exposed()), (4, 0));
+            set.space.cover(set.range(), &set.scrap).unwrap();
+            set.space.restore(set.range(), &memory(MEMORY, 8 * PAGE)).unwrap();
+        }
+        meanwhile.sort_unstable();
+        // This thread may lose its processor in between, but seldom.
+        assert!(meanwhile[15] < 3, "chunks mapped before a fence got its turn: {meanwhile:?}");
         drop(other.join().unwrap());
     });
 }
