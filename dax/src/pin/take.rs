@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::resource::{UsageWho, getrusage};
 
 use super::guard::Guard;
 use super::pipe::Pipe;
@@ -244,24 +245,32 @@ impl Pin {
 /// meanwhile, and whatever the pipe got may be another one.
 ///
 /// vmsplice faults a page in that was taken out just before it, for reading: what it holds then may
-/// be a hole's zero page or another block. The same address before and after is the populated one.
+/// be a hole's zero page or another block, or the same that a clone has as well by now and the next
+/// write exchanges for a copy. Without a fault it is the populated one, and still is while the
+/// page table has it.
 fn put(
     page: &Guard,
     pagemap: &Pagemap,
     pipe: &Pipe,
 ) -> Result<Option<Entry>, (&'static str, Errno)> {
-    let entry = || page.entry(pagemap).map_err(|errno| ("pagemap", errno));
-    let before = entry()?;
-    if before == Entry::Absent {
-        return Ok(None);
-    }
+    let faults = thread_faults().map_err(|errno| ("getrusage", errno))?;
     match pipe.put(page.page(), page.len()) {
         Ok(()) => {}
         // The page is past the end of the file by now: populating says so.
         Err(Errno::EFAULT) => return Ok(None),
         Err(errno) => return Err(("vmsplice", errno)),
     }
-    Ok((entry()? == before).then_some(before))
+    if thread_faults().map_err(|errno| ("getrusage", errno))? != faults {
+        return Ok(None);
+    }
+    let entry = page.entry(pagemap).map_err(|errno| ("pagemap", errno))?;
+    Ok((entry != Entry::Absent).then_some(entry))
+}
+
+/// How often this thread has faulted a page in, by a kernel's call as well.
+fn thread_faults() -> Result<libc::c_long, Errno> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    Ok(usage.minor_page_faults() + usage.major_page_faults())
 }
 
 /// Puts other pages into the pipe, where that can be; `false` when one moved meanwhile.

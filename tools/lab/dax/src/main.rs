@@ -132,7 +132,7 @@ fn run(cli: &Cli) -> Result<bool> {
             let recent = expected::recent_kernel()?;
             pins::run(&mut report, folder, recent)?;
             synced::run(&mut report, folder, recent);
-            meeting::run(&mut report, folder);
+            meeting::run(&mut report, folder, recent);
         }
         Part::OwnPin { folder } => handover::serve(folder)?,
         Part::Meet { path } => meeting::serve(path)?,
