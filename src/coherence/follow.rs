@@ -206,6 +206,9 @@ fn settle(
         }
     }
     let needs_pin = regions.iter().any(|region| region.needs_pin());
+    if !needs_pin {
+        shared.filled(file);
+    }
     let anchor = regions.iter().zip(&present).find_map(|(region, parts)| {
         let offset = region.file_offset();
         let has = |at: u64| {

@@ -205,6 +205,11 @@ impl Shared {
         self.have_watched(WatchedFile { id, fd: fd.as_fd(), path, probe }.into());
     }
 
+    /// A file without a pin was filled: what it loses from here on is to be told.
+    pub fn filled(&self, file: &GuardedFile) {
+        lock(&self.notifiers).filled(file.subject);
+    }
+
     fn have_watched(&self, watched: Watched<'_>) {
         let (by, refusals) = lock(&self.notifiers).watch(&watched);
         tracing::debug!(subject = %watched.subject(), ?by, ?refusals, "watched");

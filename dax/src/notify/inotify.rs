@@ -7,7 +7,10 @@
 //! parts hold data), see `state.rs`. Two operations in quick succession are seen as one, and of a
 //! file that grew and shrank in between only what is left is seen.
 
+#[cfg(test)]
+mod huge_tests;
 mod state;
+mod untouched;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -44,6 +47,7 @@ pub struct Inotify {
     fd: OwnedFd,
     /// Runs while there are files that must be looked at.
     timer: TimerFd,
+    runs: bool,
     /// Readable when either is.
     either: Epoll,
     watched: Vec<Entry>,
@@ -79,16 +83,19 @@ impl Inotify {
                 .add(source, EpollEvent::new(EpollFlags::EPOLLIN, 0))
                 .map_err(|errno| call("epoll_ctl", "itself", errno))?;
         }
-        Ok(Self { fd, timer, either, watched: Vec::new() })
+        Ok(Self { fd, timer, runs: false, either, watched: Vec::new() })
     }
 
     /// Runs the timer while there is something to look at, and only then.
-    fn arm(&self) -> Result<(), Errno> {
-        if self.watched.iter().any(|entry| entry.state.quiet) {
-            let period = Expiration::Interval(TimeSpec::from_duration(LOOK));
-            self.timer.set(period, TimerSetTimeFlags::empty())
-        } else {
-            self.timer.unset()
+    fn arm(&mut self) -> Result<(), Errno> {
+        let wanted = self.watched.iter().any(|entry| entry.state.needs_looks());
+        match (wanted, std::mem::replace(&mut self.runs, wanted)) {
+            (true, false) => {
+                let period = Expiration::Interval(TimeSpec::from_duration(LOOK));
+                self.timer.set(period, TimerSetTimeFlags::empty())
+            }
+            (false, true) => self.timer.unset(),
+            _ => Ok(()),
         }
     }
 
@@ -197,8 +204,9 @@ impl Notifier for Inotify {
                 tell(Cause::Rename, None);
             }
             let overflow = flags & libc::IN_Q_OVERFLOW != 0;
-            let modified = overflow || entry.state.quiet || flags & libc::IN_MODIFY != 0;
-            match entry.state.compare(modified, &mut tell) {
+            let evented = flags & libc::IN_MODIFY != 0;
+            let modified = evented || overflow || flags == LOOKED || entry.state.quiet;
+            match entry.state.compare(modified, evented, &mut tell) {
                 Ok(true) => {}
                 Ok(false) if flags & libc::IN_ATTRIB != 0 => tell(Cause::Attributes, None),
                 Ok(false) if flags & libc::IN_MODIFY != 0 => tell(Cause::Write, None),
@@ -212,7 +220,17 @@ impl Notifier for Inotify {
                 tell(Cause::Unknown, None);
             }
         }
-        Ok(())
+        self.arm().map_err(|errno| call("timerfd_settime", "its timer", errno))
+    }
+
+    fn filled(&mut self, subject: Subject) {
+        for entry in &mut self.watched {
+            if Subject::from(entry.state.id) == subject
+                && let Err(errno) = entry.state.filled()
+            {
+                tracing::warn!(file = %entry.state.id, %errno, "holes in what it grew by are not told");
+            }
+        }
     }
 
     fn allow(&mut self, _subject: Subject) {}

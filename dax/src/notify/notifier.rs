@@ -33,6 +33,10 @@ pub trait Notifier: Send + fmt::Debug {
     /// back; fanotify: answered). The pin is not its business.
     fn allow(&mut self, subject: Subject);
 
+    /// A file got memory where it had none, which is about to be used: what is taken of it from here
+    /// on must be told. Blocks as [`Notifier::watch`].
+    fn filled(&mut self, _subject: Subject) {}
+
     /// What it sees, what it misses, what it costs.
     fn statement(&self) -> Terms;
 }

@@ -115,6 +115,11 @@ impl Notifiers {
         self.in_force.iter_mut().for_each(|notifier| notifier.allow(subject));
     }
 
+    /// [`Notifier::filled`] of each.
+    pub fn filled(&mut self, subject: Subject) {
+        self.in_force.iter_mut().for_each(|notifier| notifier.filled(subject));
+    }
+
     /// [`Notifier::collect`] of each; of several failures the first is told, after all have been
     /// asked. Who tells most is asked last: what another one has just seen, that one has seen by
     /// then.

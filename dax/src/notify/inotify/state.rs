@@ -4,6 +4,8 @@
 //! Holes are searched with `lseek` on a duplicate of the watched descriptor, whose position moves
 //! (a descriptor opened anew would stand in the way of a lease). On fs-dax files the search is left
 //! out: it takes the inode's lock, for which it would wait behind the operation that waits for us.
+//! Files in huge pages have a mapping for it (`untouched.rs`); where that cannot be had, the number
+//! of their pages says that there are fewer, and not which.
 
 use std::fs::File;
 use std::ops::Range;
@@ -16,6 +18,8 @@ use nix::unistd::{Whence, lseek};
 
 use crate::FileId;
 use crate::notify::{Cause, WatchedFile, sys};
+
+use super::untouched::Untouched;
 
 /// Most data ranges remembered. In a file that is more scattered, holes are not told from writes.
 const RANGES: usize = 1024;
@@ -35,6 +39,10 @@ pub struct State {
     /// Whether the kernel does not tell of what is done by its descriptor: since 6.14, files
     /// without a name (memfd) raise no event but for their size.
     pub quiet: bool,
+    /// Whether it consists of huge pages.
+    huge: bool,
+    /// By which their going is found.
+    pub untouched: Option<Untouched>,
     size: u64,
     links: u64,
     blocks: i64,
@@ -58,6 +66,8 @@ impl State {
             only_truncates: [TMPFS_MAGIC, HUGETLBFS_MAGIC, RAMFS_MAGIC].contains(&fs),
             quiet: readlink(sys::proc_path(watched.fd).as_c_str())
                 .is_ok_and(|path| path.as_encoded_bytes().starts_with(b"/memfd:")),
+            huge: fs == HUGETLBFS_MAGIC,
+            untouched: None,
             size: stat.st_size as u64,
             links: stat.st_nlink,
             blocks: stat.st_blocks,
@@ -65,8 +75,14 @@ impl State {
             spare: Vec::with_capacity(RANGES),
             file,
         };
-        // hugetlbfs has no holes to search for.
-        if fs != HUGETLBFS_MAGIC && !sys::is_dax(watched.fd)? {
+        if this.huge {
+            match Untouched::of(&this.file, this.size, stat.st_blksize as u64) {
+                Ok(untouched) => this.untouched = Some(untouched),
+                Err(errno) => {
+                    tracing::info!(file = %this.id, %errno, "holes are not told with their ranges");
+                }
+            }
+        } else if !sys::is_dax(watched.fd)? {
             let mut data = Vec::with_capacity(RANGES);
             this.data = find_data(&this.file, this.size, &mut data)?.then_some(data);
         }
@@ -78,15 +94,45 @@ impl State {
         &self.file
     }
 
-    /// Whether a quiet file looks different: its size, or the number of its pages.
-    pub fn differs(&self) -> bool {
-        let differs =
-            |stat: FileStat| (stat.st_size as u64, stat.st_blocks) != (self.size, self.blocks);
-        self.quiet && fstat(&self.file).is_ok_and(differs)
+    /// Whether it must be looked at from time to time: the kernel does not tell all, or a hole may be
+    /// filled, of which it tells nothing, and has to be known by when it is made again.
+    pub fn needs_looks(&self) -> bool {
+        let has_holes = |untouched: &Untouched| untouched.has_holes(self.size);
+        self.quiet || self.untouched.as_ref().is_some_and(has_holes)
     }
 
-    /// Looks again and tells what is different. `modified`: its content was, or its size.
-    pub fn compare(&mut self, modified: bool, tell: Tell<'_>) -> Result<bool, Errno> {
+    /// Whether such a file looks different: its size, the number of its pages, or a page that is
+    /// another one.
+    pub fn differs(&mut self) -> bool {
+        let differs =
+            |stat: FileStat| (stat.st_size as u64, stat.st_blocks) != (self.size, self.blocks);
+        if !self.needs_looks() {
+            return false;
+        }
+        fstat(&self.file).is_ok_and(differs)
+            || self.quiet && self.untouched.as_mut().is_some_and(Untouched::glance)
+    }
+
+    /// Holes of it were filled, and what is there now is about to be used: its going is told from
+    /// here on.
+    pub fn filled(&mut self) -> Result<(), Errno> {
+        match &mut self.untouched {
+            Some(untouched) => {
+                let size = fstat(&self.file)?.st_size as u64;
+                untouched.filled(&self.file, size)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Looks again and tells what is different. `modified`: its content was, or its size, or may have
+    /// been; `evented`: the kernel said so.
+    pub fn compare(
+        &mut self,
+        modified: bool,
+        evented: bool,
+        tell: Tell<'_>,
+    ) -> Result<bool, Errno> {
         let stat = fstat(&self.file)?;
         let (size, links) = (stat.st_size as u64, stat.st_nlink);
         let mut told = false;
@@ -104,7 +150,23 @@ impl State {
             tell(Cause::Grow { size }, Some(self.size..size));
         }
         let common = size.min(self.size);
+        let fewer = stat.st_blocks < self.blocks;
+        let resized = size != self.size;
         (self.size, self.links, self.blocks) = (size, links, stat.st_blocks);
+        if self.huge && modified {
+            let mut tell = |range| tell(Cause::PunchHole, Some(range));
+            match &mut self.untouched {
+                Some(untouched) => {
+                    let different = untouched.look(common, &mut tell);
+                    // Something was done, and nothing is different: to a hole that was filled.
+                    if evented && !different && !resized {
+                        untouched.holes(common, &mut tell);
+                    }
+                }
+                None if fewer && !resized => tell(0..common),
+                None => {}
+            }
+        }
         if let Some(data) = &mut self.data
             && modified
         {
