@@ -202,13 +202,13 @@ fn settle(
             touch_small(region, parts);
             for part in parts {
                 region.memory.populate(part.start, part.len())?;
+                if !region.needs_pin() {
+                    shared.filled(file, region, *part);
+                }
             }
         }
     }
     let needs_pin = regions.iter().any(|region| region.needs_pin());
-    if !needs_pin {
-        shared.filled(file);
-    }
     let anchor = regions.iter().zip(&present).find_map(|(region, parts)| {
         let offset = region.file_offset();
         let has = |at: u64| {

@@ -19,7 +19,7 @@ use holdfast_dax::notify::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::event::RegionId;
+use super::event::{Part, RegionId};
 use super::file::{Broke, GuardedFile, Phase, State, Why};
 use super::follow::Follow;
 use super::guard::GuardOptions;
@@ -205,9 +205,10 @@ impl Shared {
         self.have_watched(WatchedFile { id, fd: fd.as_fd(), path, probe }.into());
     }
 
-    /// A file without a pin was filled: what it loses from here on is to be told.
-    pub fn filled(&self, file: &GuardedFile) {
-        lock(&self.notifiers).filled(file.subject);
+    /// A part of a region was faulted in: what its file loses of it from here on is to be told.
+    pub fn filled(&self, file: &GuardedFile, region: &GuardedRegion, part: Part) {
+        let offset = region.file_offset();
+        lock(&self.notifiers).filled(file.subject, offset + part.start..offset + part.end);
     }
 
     fn have_watched(&self, watched: Watched<'_>) {

@@ -12,6 +12,7 @@ mod huge_tests;
 mod state;
 mod untouched;
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -223,10 +224,10 @@ impl Notifier for Inotify {
         self.arm().map_err(|errno| call("timerfd_settime", "its timer", errno))
     }
 
-    fn filled(&mut self, subject: Subject) {
+    fn filled(&mut self, subject: Subject, range: Range<u64>) {
         for entry in &mut self.watched {
             if Subject::from(entry.state.id) == subject
-                && let Err(errno) = entry.state.filled()
+                && let Err(errno) = entry.state.filled(range.clone())
             {
                 tracing::warn!(file = %entry.state.id, %errno, "holes in what it grew by are not told");
             }
@@ -266,7 +267,7 @@ mod tests {
     use crate::notify::WatchedFile;
 
     /// What is told of what is done to a file.
-    fn told(inotify: &mut Inotify) -> Vec<(Cause, Option<std::ops::Range<u64>>)> {
+    fn told(inotify: &mut Inotify) -> Vec<(Cause, Option<Range<u64>>)> {
         let mut notices = Vec::new();
         let end = Instant::now() + Duration::from_secs(5);
         while notices.is_empty() && Instant::now() < end {
@@ -298,6 +299,13 @@ mod tests {
         assert_eq!(told(&mut inotify), [cut]);
         file.set_len(65536).unwrap();
         assert_eq!(told(&mut inotify), [(Cause::Grow { size: 65536 }, Some(32768..65536))]);
+        // The same hole twice; as the guard does it, filled in between and said so.
+        for _ in 0..2 {
+            fallocate(&file, FallocateFlags::empty(), 0, 65536).unwrap();
+            inotify.filled(id.into(), 0..65536);
+            fallocate(&file, hole, 0, 4096).unwrap();
+            assert_eq!(told(&mut inotify), [(Cause::PunchHole, Some(0..4096))]);
+        }
         inotify.unwatch(id.into());
         file.set_len(0).unwrap();
         let mut notices = Vec::new();

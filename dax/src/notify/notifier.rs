@@ -1,6 +1,7 @@
 //! The one interface of all notifiers.
 
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::{Notice, NotifierKind, NotifyError, Subject, Watched};
@@ -33,9 +34,9 @@ pub trait Notifier: Send + fmt::Debug {
     /// back; fanotify: answered). The pin is not its business.
     fn allow(&mut self, subject: Subject);
 
-    /// A file got memory where it had none, which is about to be used: what is taken of it from here
-    /// on must be told. Blocks as [`Notifier::watch`].
-    fn filled(&mut self, _subject: Subject) {}
+    /// This range of a file, in bytes, was faulted in, holes as well, and is about to be used: what is
+    /// taken of it from here on must be told. Blocks as [`Notifier::watch`].
+    fn filled(&mut self, _subject: Subject, _range: Range<u64>) {}
 
     /// What it sees, what it misses, what it costs.
     fn statement(&self) -> Terms;

@@ -1,6 +1,7 @@
 //! All notifiers that this machine allows, and why each of the others is not among them.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::{
@@ -116,8 +117,8 @@ impl Notifiers {
     }
 
     /// [`Notifier::filled`] of each.
-    pub fn filled(&mut self, subject: Subject) {
-        self.in_force.iter_mut().for_each(|notifier| notifier.filled(subject));
+    pub fn filled(&mut self, subject: Subject, range: Range<u64>) {
+        self.in_force.iter_mut().for_each(|notifier| notifier.filled(subject, range.clone()));
     }
 
     /// [`Notifier::collect`] of each; of several failures the first is told, after all have been

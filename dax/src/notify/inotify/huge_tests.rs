@@ -66,6 +66,11 @@ impl Huge {
         mapping.unwrap().populate().unwrap();
     }
 
+    /// As the guard says it.
+    fn said_filled(&mut self) {
+        self.inotify.filled(self.subject, 0..PAGES * self.page);
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -135,7 +140,7 @@ fn the_same_hole_made_again_is_told_again() {
             huge.hole_told(0..1);
             // As the guard does it: filled, said so, and used at once.
             huge.fill(0);
-            huge.inotify.filled(huge.subject);
+            huge.said_filled();
         }
         huge.nothing_told();
         huge.punch(0);
@@ -172,7 +177,7 @@ fn what_is_cut_off_is_no_hole_and_what_grows_can_have_some() {
         huge.nothing_told();
         for hole in [3, 5] {
             huge.fill(hole);
-            huge.inotify.filled(huge.subject);
+            huge.said_filled();
             huge.punch(hole);
             huge.hole_told(hole..hole + 1);
         }

@@ -113,16 +113,19 @@ impl State {
             || self.quiet && self.untouched.as_mut().is_some_and(Untouched::glance)
     }
 
-    /// Holes of it were filled, and what is there now is about to be used: its going is told from
-    /// here on.
-    pub fn filled(&mut self) -> Result<(), Errno> {
-        match &mut self.untouched {
-            Some(untouched) => {
-                let size = fstat(&self.file)?.st_size as u64;
-                untouched.filled(&self.file, size)
-            }
-            None => Ok(()),
+    /// A range was faulted in, holes as well, and is about to be used: its going is told from here on.
+    pub fn filled(&mut self, range: Range<u64>) -> Result<(), Errno> {
+        if let Some(untouched) = &mut self.untouched {
+            let size = fstat(&self.file)?.st_size as u64;
+            untouched.filled(&self.file, size)?;
         }
+        if let Some(data) = &mut self.data {
+            // Not searched for: whoever punches it by now is told of, and would not be later.
+            cover(data, range);
+            // A quiet file has as many pages after the next hole as before: it is looked at once more.
+            self.blocks = -1;
+        }
+        Ok(())
     }
 
     /// Looks again and tells what is different. `modified`: its content was, or its size, or may have
@@ -213,6 +216,20 @@ fn find_data(file: &File, size: u64, found: &mut Vec<Range<u64>>) -> Result<bool
     Ok(true)
 }
 
+/// Adds a range to those that hold data.
+fn cover(data: &mut Vec<Range<u64>>, mut range: Range<u64>) {
+    let apart = |is: &Range<u64>, range: &Range<u64>| is.end < range.start || range.end < is.start;
+    let first = data.partition_point(|is| is.end < range.start);
+    data.retain(|is| {
+        let apart = apart(is, &range);
+        if !apart {
+            range = is.start.min(range.start)..is.end.max(range.end);
+        }
+        apart
+    });
+    data.insert(first, range);
+}
+
 /// Tells which parts below `end` were in `before` and are not in `now`; both are in order.
 fn gone(before: &[Range<u64>], now: &[Range<u64>], end: u64, tell: &mut dyn FnMut(Range<u64>)) {
     let mut now = now.iter().peekable();
@@ -252,6 +269,19 @@ mod tests {
         assert_eq!(gone_of(&[0..10], &[0..3, 5..10], 10), [3..5]);
         assert_eq!(gone_of(&[2..4, 6..10], &[0..3, 7..8], 9), [3..4, 6..7, 8..9]);
         assert_eq!(gone_of(&[0..10], &[0..4], 4), []);
+    }
+
+    #[test]
+    fn what_is_filled_is_data() {
+        let covered = |data: &[Range<u64>], range| {
+            let mut data = data.to_vec();
+            cover(&mut data, range);
+            data
+        };
+        assert_eq!(covered(&[], 1..2), [1..2]);
+        assert_eq!(covered(&[0..1, 8..9], 3..5), [0..1, 3..5, 8..9]);
+        assert_eq!(covered(&[0..1, 2..4, 6..7, 9..10], 3..9), [0..1, 2..10]);
+        assert_eq!(covered(&[0..10], 3..5), [0..10]);
     }
 
     proptest::proptest! {
