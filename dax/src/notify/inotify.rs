@@ -210,7 +210,9 @@ impl Notifier for Inotify {
             match entry.state.compare(modified, evented, &mut tell) {
                 Ok(true) => {}
                 Ok(false) if flags & libc::IN_ATTRIB != 0 => tell(Cause::Attributes, None),
-                Ok(false) if flags & libc::IN_MODIFY != 0 => tell(Cause::Write, None),
+                Ok(false) if evented || flags == LOOKED && entry.state.rewritten => {
+                    tell(Cause::Write, None);
+                }
                 Ok(false) => {}
                 Err(errno) => {
                     tracing::warn!(file = %id, %errno, "a file that changed cannot be looked at");
@@ -308,6 +310,11 @@ mod tests {
             fallocate(&file, hole, 0, 4096).unwrap();
             assert_eq!(told(&mut inotify), [(Cause::PunchHole, Some(0..4096))]);
         }
+        // Made and filled before anybody looks: something was done, and no more is known.
+        fallocate(&file, hole, 0, 4096).unwrap();
+        Mapping::new(Some((file.as_fd(), 0)), len).unwrap().populate().unwrap();
+        let unknown = [(Cause::Write, None)];
+        assert_eq!(told(&mut inotify), unknown);
         inotify.unwatch(id.into());
         file.set_len(0).unwrap();
         let mut notices = Vec::new();

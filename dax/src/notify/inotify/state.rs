@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::readlink;
@@ -23,6 +24,9 @@ use super::untouched::Untouched;
 
 /// Most data ranges remembered. In a file that is more scattered, holes are not told from writes.
 const RANGES: usize = 1024;
+
+/// What is seen in the middle of an operation is told by the kernel before this is over.
+const LATE: Duration = Duration::from_millis(200);
 
 /// `RAMFS_MAGIC` of linux/magic.h.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
@@ -43,9 +47,15 @@ pub struct State {
     huge: bool,
     /// By which their going is found.
     pub untouched: Option<Untouched>,
+    /// When something was seen before the kernel told of it, if it does.
+    ahead: Option<Instant>,
     size: u64,
     links: u64,
     blocks: i64,
+    /// When its inode changed.
+    changed: (i64, i64),
+    /// Whether it had, at the last look.
+    pub rewritten: bool,
     /// Ranges that hold data, in order; `None` when they are too many, or not searched for.
     data: Option<Vec<Range<u64>>>,
     /// Memory for the next look.
@@ -68,9 +78,12 @@ impl State {
                 .is_ok_and(|path| path.as_encoded_bytes().starts_with(b"/memfd:")),
             huge: fs == HUGETLBFS_MAGIC,
             untouched: None,
+            ahead: None,
             size: stat.st_size as u64,
             links: stat.st_nlink,
             blocks: stat.st_blocks,
+            changed: changed(&stat),
+            rewritten: false,
             data: None,
             spare: Vec::with_capacity(RANGES),
             file,
@@ -101,11 +114,13 @@ impl State {
         self.quiet || self.untouched.as_ref().is_some_and(has_holes)
     }
 
-    /// Whether such a file looks different: its size, the number of its pages, or a page that is
-    /// another one.
+    /// Whether such a file looks different: its size, the number of its pages, a page that is another
+    /// one, or the time of its last change, which stores to a mapping leave as it is.
     pub fn differs(&mut self) -> bool {
-        let differs =
-            |stat: FileStat| (stat.st_size as u64, stat.st_blocks) != (self.size, self.blocks);
+        let differs = |stat: FileStat| {
+            (stat.st_size as u64, stat.st_blocks, changed(&stat))
+                != (self.size, self.blocks, self.changed)
+        };
         if !self.needs_looks() {
             return false;
         }
@@ -156,14 +171,20 @@ impl State {
         let fewer = stat.st_blocks < self.blocks;
         let resized = size != self.size;
         (self.size, self.links, self.blocks) = (size, links, stat.st_blocks);
+        self.rewritten = changed(&stat) != self.changed;
+        self.changed = changed(&stat);
         if self.huge && modified {
             let mut tell = |range| tell(Cause::PunchHole, Some(range));
             match &mut self.untouched {
                 Some(untouched) => {
                     let different = untouched.look(common, &mut tell);
+                    let explained = self.ahead.is_some_and(|ahead| ahead.elapsed() < LATE);
                     // Something was done, and nothing is different: to a hole that was filled.
-                    if evented && !different && !resized {
+                    if evented && !different && !resized && !explained {
                         untouched.holes(common, &mut tell);
+                    }
+                    if different {
+                        self.ahead = (!evented).then(Instant::now);
                     }
                 }
                 None if fewer && !resized => tell(0..common),
@@ -184,6 +205,10 @@ impl State {
         }
         Ok(told)
     }
+}
+
+fn changed(stat: &FileStat) -> (i64, i64) {
+    (stat.st_ctime, stat.st_ctime_nsec)
 }
 
 fn errno(error: std::io::Error) -> Errno {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use holdfast::coherence::{EventKind, Part};
+use holdfast::coherence::EventKind;
 use holdfast::{Access, Memory, Populate, Source};
 use holdfast_lab_check::Report;
 use nix::fcntl::{FallocateFlags, fallocate};
