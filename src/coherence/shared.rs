@@ -298,6 +298,7 @@ impl Shared {
             _ => state.lose(why, &self.publisher),
         }
         if stage == Stage::Done {
+            state.doubt();
             self.follow(file, state, Duration::ZERO);
         } else {
             self.allow(file.subject);
@@ -322,9 +323,13 @@ impl Shared {
     /// Has what is left of a file put back behind its regions, after a while.
     fn follow(&self, file: &Arc<GuardedFile>, state: &State, delay: Duration) {
         let wanted = state.regions.iter().any(|region| region.wants_to_follow());
-        let follow =
-            Follow { file: Arc::clone(file), not_before: Instant::now() + delay, tries: 0 };
-        if wanted && self.to_follow.try_send(follow).is_err() {
+        let now = Instant::now();
+        let not_before = match state.doubted() {
+            Some(from) if !wanted => from.max(now),
+            _ => now + delay,
+        };
+        let follow = Follow { file: Arc::clone(file), not_before, tries: 0 };
+        if (wanted || state.doubted().is_some()) && self.to_follow.try_send(follow).is_err() {
             tracing::error!(file = %file.subject, "too many files to follow: this one stays on scrap");
         }
     }

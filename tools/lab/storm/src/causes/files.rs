@@ -25,13 +25,16 @@ pub const BROKEN_AND_LOST: &[EventKind] = &[EventKind::Broken, EventKind::Lost];
 
 /// One check for each thing; the last shuts the DAX file system down.
 pub fn run(scene: &Scene, report: &mut Report, dax: &Path, disk: &Path) -> Result<()> {
-    report.check("a file in the page cache: refused for writing, or told of, cut and grown again", || {
-        match cut_on_disk(scene, disk) {
-            // Since Linux 6.5 no device may write pages of files that are written back.
-            Err(error) if format!("{error:#}").contains("refused since Linux 6.5") => Ok(()),
-            other => other,
-        }
-    });
+    report.check(
+        "a file in the page cache: refused for writing, or told of, cut and grown again",
+        || {
+            match cut_on_disk(scene, disk) {
+                // Since Linux 6.5 no device may write pages of files that are written back.
+                Err(error) if format!("{error:#}").contains("refused since Linux 6.5") => Ok(()),
+                other => other,
+            }
+        },
+    );
     let ext4 = fs_type(dax)? == "ext2/ext3";
     report.check("a DAX file that loses its name: nothing is told, and writes arrive", || {
         let (file, mut stage) = on(scene, dax)?;

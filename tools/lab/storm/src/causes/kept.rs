@@ -52,14 +52,17 @@ pub fn run(scene: &Scene, report: &mut Report, huge: &Path, disk: &Path) {
         stage.told(BROKEN_AND_BACK, "punch-hole", PART)?;
         is_read(&mut stage, &file)
     });
-    report.check("a file in the page cache, for reading, cut and grown again: lost, and back", || {
-        let (file, mut stage) = to_read(scene, disk)?;
-        file.set_len(CHUNK)?;
-        stage.told_some_time(EventKind::Lost, TAIL)?;
-        grow(&file)?;
-        stage.told_some_time(EventKind::Restored, TAIL)?;
-        is_read(&mut stage, &file)
-    });
+    report.check(
+        "a file in the page cache, for reading, cut and grown again: lost, and back",
+        || {
+            let (file, mut stage) = to_read(scene, disk)?;
+            file.set_len(CHUNK)?;
+            stage.told_some_time(EventKind::Lost, TAIL)?;
+            grow(&file)?;
+            stage.told_some_time(EventKind::Restored, TAIL)?;
+            is_read(&mut stage, &file)
+        },
+    );
 }
 
 /// A region, and its file.
