@@ -8,14 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use holdfast::coherence::EventKind;
+use holdfast::coherence::{EventKind, Part};
 use holdfast::{Access, Memory, Populate, Source};
 use holdfast_lab_check::Report;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::files::{BROKEN_AND_BACK, BROKEN_AND_LOST, PART, TAIL, arrives, create, grow};
 use super::remove::remove;
-use super::scene::{CHUNK, Scene, Stage};
+use super::scene::{CHUNK, LEN, Scene, Stage};
+
+/// A small page.
+const PAGE: u64 = 4096;
 
 /// Where a region's memory comes from.
 enum Kind<'a> {
@@ -46,6 +49,35 @@ pub fn run(scene: &Scene, report: &mut Report, huge: &Path, disk: &Path) {
             again(scene, kind, punch_and_fill)
         });
     }
+    for (what, kind) in &kinds[..2] {
+        report.check(&format!("{what}, a page that another takes the place of, likewise"), || {
+            let (file, mut stage) = on(scene, kind)?;
+            for time in 1..=20 {
+                replace(&file, &mut stage).with_context(|| format!("page {time} of 20"))?;
+                arrives(&mut stage, &file)?;
+            }
+            Ok(())
+        });
+        report.check(&format!("{what}, written by write: nothing is told"), || {
+            let (file, mut stage) = on(scene, kind)?;
+            for at in (0..LEN).step_by(65536) {
+                file.write_all_at(&[1; 4096], at)?;
+            }
+            stage.nothing_told()?;
+            arrives(&mut stage, &file)
+        });
+    }
+    report.check(
+        "a file in the page cache, for reading: a page replaced is told, and back",
+        || {
+            let (file, mut stage) = to_read(scene, disk)?;
+            for time in 1..=5 {
+                replace(&file, &mut stage).with_context(|| format!("page {time} of 5"))?;
+                is_read(&mut stage, &file)?;
+            }
+            Ok(())
+        },
+    );
     report.check("a file in the page cache, for reading: a hole is told, and back", || {
         let (file, mut stage) = to_read(scene, disk)?;
         punch(&file)?;
@@ -114,6 +146,16 @@ fn punch_and_fill(file: &File) -> Result<()> {
     punch(file)?;
     let fill = FallocateFlags::empty();
     fallocate(file.as_fd(), fill, PART.start as i64, PART.len() as i64).context("fallocate")
+}
+
+/// A page is punched and written at once. What is seen of it, if anything, depends on who looks first.
+fn replace(file: &File, stage: &mut Stage) -> Result<()> {
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(file.as_fd(), punch, PART.start as i64, PAGE as i64).context("fallocate")?;
+    file.write_all_at(&[1; PAGE as usize], PART.start)?;
+    let page = Part { start: PART.start, end: PART.start + PAGE };
+    stage.told_some_time(EventKind::Broken, page)?;
+    stage.told_some_time(EventKind::Restored, page)
 }
 
 fn remove_elsewhere(file: &File) -> Result<()> {
