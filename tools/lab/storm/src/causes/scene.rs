@@ -175,6 +175,42 @@ impl Stage {
         }
     }
 
+    /// Events of these kinds are told in this order, each about `part`, and all breaks that are told
+    /// meanwhile are of this cause.
+    pub fn told_among(&self, kinds: &[EventKind], cause: &str, part: Part) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        for kind in kinds {
+            loop {
+                let left = until.saturating_duration_since(Instant::now());
+                let Some(event) = self.events.next_within(left) else {
+                    bail!("'{kind}' was not told of {part}");
+                };
+                let known = event.cause.name() == cause || event.kind == EventKind::Restored;
+                ensure!(known, "no {cause}, but {event:?}");
+                let inside = event.part.start <= part.start && part.end <= event.part.end;
+                if event.kind == *kind && inside {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is told until nothing is for a while is the rest of something of this cause: a look in the
+    /// middle of an operation makes two breaks of one.
+    pub fn nothing_told_but(&self, cause: &str) -> Result<()> {
+        for _ in 0..6 {
+            match self.events.next_within(SILENCE) {
+                None => return Ok(()),
+                Some(event) => {
+                    let name = event.cause.name();
+                    ensure!(name == cause, "nothing was taken away, and told was {event:?}");
+                }
+            }
+        }
+        bail!("'{cause}' is told over and over")
+    }
+
     /// Nothing breaks for a while.
     pub fn nothing_told(&self) -> Result<()> {
         match self.events.next_within(SILENCE) {
