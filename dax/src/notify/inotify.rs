@@ -244,12 +244,14 @@ impl Notifier for Inotify {
                    attributes, unmounting"
                 .into(),
             misses: "what mmap writes; blocks that move while size and holes stay (collapse and \
-                     insert of equal length, clones onto, exchanges), told as a write; thread and \
-                     order of several operations"
+                     insert of equal length, clones onto, exchanges, a hole of small pages that is \
+                     filled at once), told as a write; without userfaultfd, which huge pages went; \
+                     thread and order of several operations"
                 .into(),
             costs: format!(
                 "an event for each write call on the file, and then one fstat and a search for \
-                 holes; one fstat every {LOOK:?} for each memfd"
+                 holes; one fstat every {LOOK:?} for each memfd and each file of huge pages with a \
+                 hole; a mapping of each file of huge pages"
             ),
         }
     }
