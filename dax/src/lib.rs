@@ -52,6 +52,7 @@ pub use fsdax::{
 pub use identity::FileId;
 pub use kind::Kind;
 pub use memory::{Memory, Populate};
+pub use pagemap::{Entry as PageEntry, Pagemap};
 pub use pin::{
     AdoptedPin, OwnedPinParts, Pin, PinParts, Proof, ProofFailure, Sign, others_to_pin, prove,
     touch_small_pages,

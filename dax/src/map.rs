@@ -78,6 +78,16 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Maps `len` bytes of `fd` at `offset` to be looked at from outside and never to be touched: it
+    /// reserves no memory and makes no file longer.
+    pub fn untouched(fd: BorrowedFd<'_>, offset: u64, len: NonZeroUsize) -> Result<Self, Errno> {
+        let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases no Rust object.
+        let base = unsafe { mman::mmap(None, len, ProtFlags::PROT_READ, flags, fd, offset) }?;
+        Ok(Self { base: base.cast(), len: len.get() })
+    }
+
     /// Start of the mapping.
     pub fn base(&self) -> NonNull<u8> {
         self.base

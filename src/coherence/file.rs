@@ -75,6 +75,10 @@ pub struct State {
     /// Something that passes pins was announced, and has begun by then at the latest. Page tables may
     /// go on to show blocks that it took from the file.
     passed: Option<Instant>,
+    /// Something was done to a file without a pin, and its pages may be others since.
+    unsure: bool,
+    /// Not looked for before this.
+    compare_from: Instant,
 }
 
 /// Where a file is.
@@ -128,6 +132,9 @@ const BEGUN: Duration = Duration::from_millis(500);
 /// How long a page that was pinned is kept out of page tables, if nobody sees the operation end.
 const REFAULTS: Duration = Duration::from_secs(10);
 
+/// Comparing pages takes at most about one part in so many of a thread's time.
+const COMPARE_SELDOM: u32 = 20;
+
 /// What a break came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broke {
@@ -154,6 +161,8 @@ impl GuardedFile {
             let_go: None,
             announced: None,
             passed: None,
+            unsure: false,
+            compare_from: Instant::now(),
         };
         Self {
             subject,
@@ -355,6 +364,46 @@ impl State {
             self.let_go = None;
         }
         seen
+    }
+
+    /// Something was done to the file: its pages are compared with those that were pinned, where
+    /// these are known. One look for a lock for each region.
+    pub fn doubt(&mut self) {
+        self.unsure |= self.regions.iter().any(|region| region.knows_frames());
+    }
+
+    /// When pages are to be compared, if they are.
+    pub fn doubted(&self) -> Option<Instant> {
+        self.unsure.then_some(self.compare_from)
+    }
+
+    /// They are being compared; with what, and in which epoch.
+    pub fn compare(&mut self) -> (Vec<Arc<GuardedRegion>>, u64) {
+        self.unsure = false;
+        (self.regions.clone(), self.epoch)
+    }
+
+    /// They were, in `epoch`, which took so long: these ranges of the file are on other pages. A break
+    /// since then makes it necessary again.
+    pub fn compared(
+        &mut self,
+        epoch: u64,
+        took: Duration,
+        replaced: Vec<Range<u64>>,
+        publisher: &Publisher,
+    ) {
+        self.compare_from = Instant::now() + COMPARE_SELDOM * took;
+        if replaced.is_empty() {
+            return;
+        }
+        if self.epoch != epoch {
+            self.unsure = true;
+            return;
+        }
+        for range in replaced {
+            let why = Why::unknown(NotifierKind::Inotify);
+            self.lose(Why { range: Some(range), ..why }, publisher);
+        }
     }
 
     /// Where the file ends, if a region stands on it beyond that. One `fstat` for each region.

@@ -21,12 +21,13 @@
 //! which ends the permits under which 4 is done ([`holdfast_iommu::Permit`]): what was looked up
 //! before is then not mapped any more.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use holdfast_dax::{Kind, allocated, others_to_pin, touch_small_pages};
+use holdfast_dax::{GRANULE, Kind, allocated, others_to_pin, touch_small_pages};
 
 use super::event::{EventKind, Part};
 use super::file::{GuardedFile, Phase, State, publish};
@@ -86,6 +87,11 @@ pub fn run(shared: &Arc<Shared>, files: &Receiver<Follow>) {
                 }
                 follow.not_before = Instant::now() + pause(follow.tries);
                 pending.push(follow);
+                continue;
+            }
+            let doubted = follow.file.lock().doubted();
+            if let Some(not_before) = doubted {
+                pending.push(Follow { not_before, tries: 0, ..follow });
             }
         }
     }
@@ -99,6 +105,7 @@ fn pause(tries: u32) -> Duration {
 /// Restores what can be restored of a file's regions that want it; says whether that is settled.
 fn attempt(shared: &Shared, file: &GuardedFile) -> bool {
     let _turn = file.turn();
+    compare(shared, file);
     let (regions, epoch) = {
         let state = file.lock();
         let wants = state.regions.iter().filter(|region| region.wants_to_follow());
@@ -110,6 +117,34 @@ fn attempt(shared: &Shared, file: &GuardedFile) -> bool {
         tracing::debug!(file = %file.subject, %error, "a file is not held yet");
         false
     })
+}
+
+/// Takes away what the file has other pages for than those that were pinned, if that is in doubt.
+fn compare(shared: &Shared, file: &GuardedFile) {
+    let start = Instant::now();
+    let (regions, epoch) = {
+        let mut state = file.lock();
+        match state.doubted() {
+            Some(from) if from <= start => state.compare(),
+            _ => return,
+        }
+    };
+    let replaced: Vec<_> = regions.iter().flat_map(|region| region.replaced()).collect();
+    let replaced = close(replaced);
+    file.lock().compared(epoch, start.elapsed(), replaced, &shared.publisher);
+}
+
+/// Ranges in order; those that are less than a chunk apart, as one.
+fn close(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start < last.end + GRANULE => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Tells that a file's regions are on scrap for longer; they are tried again all the same.
@@ -202,6 +237,9 @@ fn settle(
             touch_small(region, parts);
             for part in parts {
                 region.memory.populate(part.start, part.len())?;
+                if !region.needs_pin() {
+                    shared.filled(file, region, *part);
+                }
             }
         }
     }
@@ -349,8 +387,6 @@ fn gaps(whole: Part, parts: &[Part]) -> Vec<Part> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_dax::GRANULE;
-
     use super::*;
 
     fn part(start: u64, end: u64) -> Part {

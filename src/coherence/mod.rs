@@ -17,6 +17,7 @@
 mod event;
 mod file;
 mod follow;
+mod frames;
 mod guard;
 mod held;
 pub mod keeper;

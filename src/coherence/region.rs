@@ -7,6 +7,7 @@
 //! file's blocks is mapped instead, which nothing holds in place but the layout pin.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +20,7 @@ use holdfast_iommu::{
 use nix::sys::stat::fstat;
 
 use super::event::{Part, RegionId};
+use super::frames::Frames;
 use super::policy::{Policy, Reaction};
 use crate::lock::lock;
 use crate::{Error, Result};
@@ -58,6 +60,8 @@ pub struct GuardedRegion {
     range: IovaRange,
     scrap: Arc<Scrap>,
     mapping: Mutex<Option<Mapping>>,
+    /// What the kernel pinned, of files whose pages are not found otherwise to be others.
+    frames: Frames,
     /// What was published as lost since it was last published as broken.
     lost: Mutex<Vec<Part>>,
     /// Whether the application said, in a break that gives it time, that it needs no more.
@@ -113,6 +117,7 @@ impl GuardedRegion {
             range,
             scrap,
             mapping: Mutex::new(Some(mapping)),
+            frames: Frames::default(),
             lost: Mutex::new(Vec::new()),
             ready: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
@@ -319,7 +324,38 @@ impl GuardedRegion {
             at = part.end;
         }
         layout.extend(scrap(at, within.end));
-        Ok(self.space.retile(permit, &layout, Some(GRANULE), &self.scrap)?)
+        let pinned = self.may_be_replaced().then(|| Frames::before(&self.memory, parts));
+        let done = self.space.retile(permit, &layout, Some(GRANULE), &self.scrap)?;
+        if let Some(before) = pinned {
+            self.frames.pinned(&self.memory, parts, before);
+        }
+        Ok(done)
+    }
+
+    /// Whether its file may have other pages than those that the kernel pinned, and nothing about
+    /// the file that would say so.
+    fn may_be_replaced(&self) -> bool {
+        self.placement == Placement::Address
+            && matches!(self.memory.kind(), Kind::Memfd | Kind::Tmpfs | Kind::PageCache)
+    }
+
+    /// Whether it is known which pages were pinned.
+    pub fn knows_frames(&self) -> bool {
+        self.frames.is_known()
+    }
+
+    /// The parts of its file, in bytes, that are on other pages by now than the device. Faults pages in.
+    pub fn replaced(&self) -> Vec<Range<u64>> {
+        let mut on_file = Vec::new();
+        let mut at = 0;
+        for off in self.off_file() {
+            on_file.push(Part { start: at, end: off.start });
+            at = off.end;
+        }
+        on_file.push(Part { start: at, end: self.whole().end });
+        let offset = self.file_offset();
+        let in_file = |part: Part| offset + part.start..offset + part.end;
+        self.frames.replaced(&self.memory, &on_file).into_iter().map(in_file).collect()
     }
 
     /// Takes it out of the address space for good. When this returns `Ok`, no access reaches the

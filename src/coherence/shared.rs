@@ -19,7 +19,7 @@ use holdfast_dax::notify::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::event::RegionId;
+use super::event::{Part, RegionId};
 use super::file::{Broke, GuardedFile, Phase, State, Why};
 use super::follow::Follow;
 use super::guard::GuardOptions;
@@ -205,6 +205,12 @@ impl Shared {
         self.have_watched(WatchedFile { id, fd: fd.as_fd(), path, probe }.into());
     }
 
+    /// A part of a region was faulted in: what its file loses of it from here on is to be told.
+    pub fn filled(&self, file: &GuardedFile, region: &GuardedRegion, part: Part) {
+        let offset = region.file_offset();
+        lock(&self.notifiers).filled(file.subject, offset + part.start..offset + part.end);
+    }
+
     fn have_watched(&self, watched: Watched<'_>) {
         let (by, refusals) = lock(&self.notifiers).watch(&watched);
         tracing::debug!(subject = %watched.subject(), ?by, ?refusals, "watched");
@@ -292,6 +298,7 @@ impl Shared {
             _ => state.lose(why, &self.publisher),
         }
         if stage == Stage::Done {
+            state.doubt();
             self.follow(file, state, Duration::ZERO);
         } else {
             self.allow(file.subject);
@@ -316,9 +323,13 @@ impl Shared {
     /// Has what is left of a file put back behind its regions, after a while.
     fn follow(&self, file: &Arc<GuardedFile>, state: &State, delay: Duration) {
         let wanted = state.regions.iter().any(|region| region.wants_to_follow());
-        let follow =
-            Follow { file: Arc::clone(file), not_before: Instant::now() + delay, tries: 0 };
-        if wanted && self.to_follow.try_send(follow).is_err() {
+        let now = Instant::now();
+        let not_before = match state.doubted() {
+            Some(from) if !wanted => from.max(now),
+            _ => now + delay,
+        };
+        let follow = Follow { file: Arc::clone(file), not_before, tries: 0 };
+        if (wanted || state.doubted().is_some()) && self.to_follow.try_send(follow).is_err() {
             tracing::error!(file = %file.subject, "too many files to follow: this one stays on scrap");
         }
     }

@@ -7,8 +7,12 @@
 //! parts hold data), see `state.rs`. Two operations in quick succession are seen as one, and of a
 //! file that grew and shrank in between only what is left is seen.
 
+#[cfg(test)]
+mod huge_tests;
 mod state;
+mod untouched;
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -44,6 +48,7 @@ pub struct Inotify {
     fd: OwnedFd,
     /// Runs while there are files that must be looked at.
     timer: TimerFd,
+    runs: bool,
     /// Readable when either is.
     either: Epoll,
     watched: Vec<Entry>,
@@ -79,16 +84,19 @@ impl Inotify {
                 .add(source, EpollEvent::new(EpollFlags::EPOLLIN, 0))
                 .map_err(|errno| call("epoll_ctl", "itself", errno))?;
         }
-        Ok(Self { fd, timer, either, watched: Vec::new() })
+        Ok(Self { fd, timer, runs: false, either, watched: Vec::new() })
     }
 
     /// Runs the timer while there is something to look at, and only then.
-    fn arm(&self) -> Result<(), Errno> {
-        if self.watched.iter().any(|entry| entry.state.quiet) {
-            let period = Expiration::Interval(TimeSpec::from_duration(LOOK));
-            self.timer.set(period, TimerSetTimeFlags::empty())
-        } else {
-            self.timer.unset()
+    fn arm(&mut self) -> Result<(), Errno> {
+        let wanted = self.watched.iter().any(|entry| entry.state.needs_looks());
+        match (wanted, std::mem::replace(&mut self.runs, wanted)) {
+            (true, false) => {
+                let period = Expiration::Interval(TimeSpec::from_duration(LOOK));
+                self.timer.set(period, TimerSetTimeFlags::empty())
+            }
+            (false, true) => self.timer.unset(),
+            _ => Ok(()),
         }
     }
 
@@ -197,11 +205,14 @@ impl Notifier for Inotify {
                 tell(Cause::Rename, None);
             }
             let overflow = flags & libc::IN_Q_OVERFLOW != 0;
-            let modified = overflow || entry.state.quiet || flags & libc::IN_MODIFY != 0;
-            match entry.state.compare(modified, &mut tell) {
+            let evented = flags & libc::IN_MODIFY != 0;
+            let modified = evented || overflow || flags == LOOKED || entry.state.quiet;
+            match entry.state.compare(modified, evented, &mut tell) {
                 Ok(true) => {}
                 Ok(false) if flags & libc::IN_ATTRIB != 0 => tell(Cause::Attributes, None),
-                Ok(false) if flags & libc::IN_MODIFY != 0 => tell(Cause::Write, None),
+                Ok(false) if evented || flags == LOOKED && entry.state.rewritten => {
+                    tell(Cause::Write, None);
+                }
                 Ok(false) => {}
                 Err(errno) => {
                     tracing::warn!(file = %id, %errno, "a file that changed cannot be looked at");
@@ -212,7 +223,17 @@ impl Notifier for Inotify {
                 tell(Cause::Unknown, None);
             }
         }
-        Ok(())
+        self.arm().map_err(|errno| call("timerfd_settime", "its timer", errno))
+    }
+
+    fn filled(&mut self, subject: Subject, range: Range<u64>) {
+        for entry in &mut self.watched {
+            if Subject::from(entry.state.id) == subject
+                && let Err(errno) = entry.state.filled(range.clone())
+            {
+                tracing::warn!(file = %entry.state.id, %errno, "holes in what it grew by are not told");
+            }
+        }
     }
 
     fn allow(&mut self, _subject: Subject) {}
@@ -223,12 +244,14 @@ impl Notifier for Inotify {
                    attributes, unmounting"
                 .into(),
             misses: "what mmap writes; blocks that move while size and holes stay (collapse and \
-                     insert of equal length, clones onto, exchanges), told as a write; thread and \
-                     order of several operations"
+                     insert of equal length, clones onto, exchanges, a hole of small pages that is \
+                     filled at once), told as a write; without userfaultfd, which huge pages went; \
+                     thread and order of several operations"
                 .into(),
             costs: format!(
                 "an event for each write call on the file, and then one fstat and a search for \
-                 holes; one fstat every {LOOK:?} for each memfd"
+                 holes; one fstat every {LOOK:?} for each memfd and each file of huge pages with a \
+                 hole; a mapping of each file of huge pages"
             ),
         }
     }
@@ -245,10 +268,11 @@ mod tests {
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
+    use crate::map::Mapping;
     use crate::notify::WatchedFile;
 
     /// What is told of what is done to a file.
-    fn told(inotify: &mut Inotify) -> Vec<(Cause, Option<std::ops::Range<u64>>)> {
+    fn told(inotify: &mut Inotify) -> Vec<(Cause, Option<Range<u64>>)> {
         let mut notices = Vec::new();
         let end = Instant::now() + Duration::from_secs(5);
         while notices.is_empty() && Instant::now() < end {
@@ -280,6 +304,19 @@ mod tests {
         assert_eq!(told(&mut inotify), [cut]);
         file.set_len(65536).unwrap();
         assert_eq!(told(&mut inotify), [(Cause::Grow { size: 65536 }, Some(32768..65536))]);
+        let len = std::num::NonZeroUsize::new(65536).unwrap();
+        // The same hole twice; as the guard does it, filled in between and said so.
+        for _ in 0..2 {
+            Mapping::new(Some((file.as_fd(), 0)), len).unwrap().populate().unwrap();
+            inotify.filled(id.into(), 0..65536);
+            fallocate(&file, hole, 0, 4096).unwrap();
+            assert_eq!(told(&mut inotify), [(Cause::PunchHole, Some(0..4096))]);
+        }
+        // Made and filled before anybody looks: something was done, and no more is known.
+        fallocate(&file, hole, 0, 4096).unwrap();
+        Mapping::new(Some((file.as_fd(), 0)), len).unwrap().populate().unwrap();
+        let unknown = [(Cause::Write, None)];
+        assert_eq!(told(&mut inotify), unknown);
         inotify.unwatch(id.into());
         file.set_len(0).unwrap();
         let mut notices = Vec::new();

@@ -1,6 +1,7 @@
 //! The one interface of all notifiers.
 
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::{Notice, NotifierKind, NotifyError, Subject, Watched};
@@ -32,6 +33,10 @@ pub trait Notifier: Send + fmt::Debug {
     /// The subject was dealt with: operations that this notifier holds may go on (lease: given
     /// back; fanotify: answered). The pin is not its business.
     fn allow(&mut self, subject: Subject);
+
+    /// This range of a file, in bytes, was faulted in, holes as well, and is about to be used: what is
+    /// taken of it from here on must be told. Blocks as [`Notifier::watch`].
+    fn filled(&mut self, _subject: Subject, _range: Range<u64>) {}
 
     /// What it sees, what it misses, what it costs.
     fn statement(&self) -> Terms;

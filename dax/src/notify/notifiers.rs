@@ -1,6 +1,7 @@
 //! All notifiers that this machine allows, and why each of the others is not among them.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::{
@@ -113,6 +114,11 @@ impl Notifiers {
     /// [`Notifier::allow`] of each.
     pub fn allow(&mut self, subject: Subject) {
         self.in_force.iter_mut().for_each(|notifier| notifier.allow(subject));
+    }
+
+    /// [`Notifier::filled`] of each.
+    pub fn filled(&mut self, subject: Subject, range: Range<u64>) {
+        self.in_force.iter_mut().for_each(|notifier| notifier.filled(subject, range.clone()));
     }
 
     /// [`Notifier::collect`] of each; of several failures the first is told, after all have been

@@ -200,6 +200,21 @@ pub fn uffd_unregister(uffd: BorrowedFd<'_>, address: u64, len: u64) -> Result<(
         .map(drop)
 }
 
+/// `UFFDIO_CONTINUE`: maps a page that the file behind the mapping has, and gives the file none.
+/// EEXIST when it is mapped, EFAULT when the file has no page there.
+pub fn uffd_continue(uffd: BorrowedFd<'_>, address: u64, len: u64) -> Result<(), Errno> {
+    // `struct uffdio_continue`: start, length, mode, what was mapped or an error.
+    let mut request = [address, len, 0, 0];
+    loop {
+        // SAFETY: the structure has the size that the request's number says.
+        let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), 0xc020_aa07, request.as_mut_ptr()) };
+        match Errno::result(ret) {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
 /// Whether anything is mapped at a page of this process.
 pub fn is_mapped(page: u64) -> bool {
     let mut vector = 0;

@@ -27,10 +27,18 @@ removed() {
     [ $try -lt 10 ] && grep -q "containers were emptied, then" /tmp/removed.log
 }
 
+# Enough for a region, for the part that it gets back, and for scrap.
+huge_pages() {
+    echo 24 >/proc/sys/vm/nr_hugepages
+    grep -x 24 /proc/sys/vm/nr_hugepages
+    mkdir -p $1 && mount -t hugetlbfs none $1
+}
+
 check "the NIC is bound to vfio-pci" bind_vfio $device
 check "the NVDIMM becomes an fsdax namespace" fsdax $fs
 check "$fs is made on it and mounted with dax=always" make_dax $fs $mnt
-lab-storm causes --device $device --dir $mnt --disk /var/tmp || failed=1
+check "a hugetlbfs is mounted, with pages" huge_pages /mnt/huge
+lab-storm causes --device $device --dir $mnt --disk /var/tmp --huge /mnt/huge || failed=1
 case $fs-$(uname -r) in
 xfs-6.1.* | ext4-*) ;;
 *)

@@ -9,7 +9,9 @@
 mod exchanged;
 mod files;
 mod holding;
+mod kept;
 mod memory;
+mod remove;
 mod scene;
 
 use std::path::Path;
@@ -18,14 +20,16 @@ use anyhow::Result;
 use holdfast::DeviceAddress;
 use holdfast_lab_check::Report;
 
+pub use kept::remove_part;
 use scene::Scene;
 
 /// Runs all of it. Files in `dax`, a folder on a DAX mount, go, and its file system is shut down;
-/// `disk` is a folder on an ordinary one.
-pub fn run(device: &DeviceAddress, dax: &Path, disk: &Path) -> Result<bool> {
+/// `disk` is a folder on an ordinary one, `huge` one on hugetlbfs.
+pub fn run(device: &DeviceAddress, dax: &Path, disk: &Path, huge: &Path) -> Result<bool> {
     let mut report = Report::default();
     let scene = Scene::open(device)?;
     memory::run(&scene, &mut report);
+    kept::run(&scene, &mut report, huge, disk);
     files::run(&scene, &mut report, dax, disk)?;
     Ok(report.failed == 0)
 }

@@ -67,6 +67,15 @@ enum Verb {
         /// Folder on another file system that has a disk
         #[arg(long)]
         disk: PathBuf,
+        /// Folder on hugetlbfs, with pages for 8 MiB
+        #[arg(long)]
+        huge: PathBuf,
+    },
+    /// Makes a hole in a file of a region by MADV_REMOVE (started by the others)
+    #[command(hide = true)]
+    Remove {
+        /// The file
+        file: PathBuf,
     },
     /// A driver with a region, to be killed (started by the others)
     #[command(hide = true)]
@@ -193,7 +202,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Run(options) => run(&options),
         Verb::Kill(options) => kill(&options),
-        Verb::Causes { device, dir, disk } => causes::run(&device, &dir, &disk),
+        Verb::Causes { device, dir, disk, huge } => causes::run(&device, &dir, &disk, &huge),
+        Verb::Remove { file } => causes::remove_part(file).map(|()| true),
         Verb::Drive { device, file, size, no_keeper } => {
             driver::serve(&device, &file, size, !no_keeper).map(|()| true)
         }

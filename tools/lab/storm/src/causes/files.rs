@@ -1,41 +1,40 @@
-//! What happens to the files under regions: to those whose pages the kernel keeps, and to DAX files
-//! what the storm leaves out.
+//! What happens to the files under regions: to one in the page cache that a device would write, and to
+//! DAX files what the storm leaves out.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use holdfast::Source;
 use holdfast::coherence::{EventKind, Part, Policy};
 use holdfast_lab_check::{Report, ioctl};
-use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::scene::{CHUNK, LEN, Scene, Stage};
 use super::{exchanged, holding};
 
 /// The part that something happens to.
-const PART: Part = Part { start: CHUNK, end: 2 * CHUNK };
+pub const PART: Part = Part { start: CHUNK, end: 2 * CHUNK };
 /// What is behind it, and it.
-const TAIL: Part = Part { start: CHUNK, end: LEN };
+pub const TAIL: Part = Part { start: CHUNK, end: LEN };
 pub const WHOLE: Part = Part { start: 0, end: LEN };
 pub const BROKEN_AND_BACK: &[EventKind] = &[EventKind::Broken, EventKind::Restored];
 pub const BROKEN_AND_LOST: &[EventKind] = &[EventKind::Broken, EventKind::Lost];
 
 /// One check for each thing; the last shuts the DAX file system down.
 pub fn run(scene: &Scene, report: &mut Report, dax: &Path, disk: &Path) -> Result<()> {
-    let tmpfs = Path::new("/dev/shm");
-    report.check("a file on tmpfs, cut and grown again: lost, and back", || cut(scene, tmpfs));
-    report.check("a file on tmpfs, a hole: told, and back", || punched(scene, tmpfs));
-    report.check("a file in the page cache: refused for writing, or told of like tmpfs", || {
-        match cut_on_disk(scene, disk) {
-            // Since Linux 6.5 no device may write pages of files that are written back.
-            Err(error) if format!("{error:#}").contains("refused since Linux 6.5") => Ok(()),
-            other => other,
-        }
-    });
+    report.check(
+        "a file in the page cache: refused for writing, or told of, cut and grown again",
+        || {
+            match cut_on_disk(scene, disk) {
+                // Since Linux 6.5 no device may write pages of files that are written back.
+                Err(error) if format!("{error:#}").contains("refused since Linux 6.5") => Ok(()),
+                other => other,
+            }
+        },
+    );
     let ext4 = fs_type(dax)? == "ext2/ext3";
     report.check("a DAX file that loses its name: nothing is told, and writes arrive", || {
         let (file, mut stage) = on(scene, dax)?;
@@ -71,7 +70,7 @@ pub fn create(path: &Path) -> Result<File> {
 }
 
 /// Gives it blocks where it has none.
-fn grow(file: &File) -> Result<()> {
+pub fn grow(file: &File) -> Result<()> {
     fallocate(file.as_fd(), FallocateFlags::empty(), 0, LEN as i64).context("fallocate")
 }
 
@@ -104,17 +103,6 @@ pub fn arrives(stage: &mut Stage, file: &File) -> Result<()> {
     Ok(())
 }
 
-fn cut(scene: &Scene, folder: &Path) -> Result<()> {
-    let (file, mut stage) = on(scene, folder)?;
-    file.set_len(CHUNK)?;
-    stage.told(BROKEN_AND_LOST, "truncate", TAIL)?;
-    stage.write(PART.start)?;
-    ensure!(file.metadata()?.len() == CHUNK, "a write of the device's made the file grow");
-    grow(&file)?;
-    stage.told(&[EventKind::Restored], "grow", TAIL)?;
-    arrives(&mut stage, &file)
-}
-
 /// On a disk, the file's size and its blocks go at two times, and each is told.
 fn cut_on_disk(scene: &Scene, folder: &Path) -> Result<()> {
     let (file, mut stage) = on(scene, folder)?;
@@ -123,16 +111,4 @@ fn cut_on_disk(scene: &Scene, folder: &Path) -> Result<()> {
     stage.write(PART.start)?;
     grow(&file)?;
     stage.told_some_time(EventKind::Restored, TAIL)
-}
-
-fn punched(scene: &Scene, folder: &Path) -> Result<()> {
-    let (file, mut stage) = on(scene, folder)?;
-    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    match fallocate(file.as_fd(), punch, PART.start as i64, PART.len() as i64) {
-        Ok(()) => {}
-        Err(errno @ Errno::EOPNOTSUPP) => bail!("no holes on {}: {errno}", folder.display()),
-        Err(errno) => return Err(errno).context("fallocate"),
-    }
-    stage.told(BROKEN_AND_BACK, "punch-hole", PART)?;
-    arrives(&mut stage, &file)
 }

@@ -1,5 +1,6 @@
 //! A device with a queue pair connected to itself, a guard, and a guarded region at a time.
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -41,13 +42,22 @@ impl Scene {
 
     /// The same with a policy.
     pub fn region_with(&self, source: &Source, policy: Policy) -> Result<Stage> {
+        self.register(source, Access::ALL, policy)
+    }
+
+    /// The same for less than all that a device can do.
+    pub fn region_for(&self, source: &Source, access: Access) -> Result<Stage> {
+        self.register(source, access, Policy::FOLLOW)
+    }
+
+    fn register(&self, source: &Source, access: Access, policy: Policy) -> Result<Stage> {
         let memory = Memory::open(source, LEN as usize, Populate::Yes)?;
         ensure!(memory.len() as u64 == LEN, "{source} has {} bytes", memory.len());
         let address = memory.as_ptr().as_ptr();
         let events = self.guard.events()?;
-        let region = self.side.pd.register_guarded(memory, Access::ALL, &self.guard, policy)?;
+        let region = self.side.pd.register_guarded(memory, access, &self.guard, policy)?;
         let source = Memory::open(&Source::Memfd, 4096, Populate::Yes)?;
-        let source = self.side.pd.register(source, Access::LOCAL_READ)?;
+        let source = self.side.pd.register(source, Access::LOCAL_WRITE)?;
         let (mut qp, cq) = self.side.queue_pair()?;
         let (mut peer, peer_cq) = self.side.queue_pair()?;
         QueuePair::connect_pair(&mut qp, &mut peer)?;
@@ -55,7 +65,7 @@ impl Scene {
     }
 }
 
-/// A region, and who writes it through the device.
+/// A region, and who writes and reads it through the device.
 pub struct Stage {
     region: MemoryRegion,
     /// Where this process has it.
@@ -74,23 +84,47 @@ impl Stage {
         self.region.id().context("the region is not guarded")
     }
 
+    /// The file behind it.
+    pub fn file(&self) -> Result<File> {
+        let (fd, _) = self.region.memory().backing().context("the region has no file")?;
+        Ok(fd.try_clone_to_owned()?.into())
+    }
+
     /// The device writes a new word to an offset of the region, which must succeed.
     pub fn write(&mut self, offset: u64) -> Result<u64> {
         self.words += 1;
         let word = 0x5eed_0000 + self.words;
         self.source.memory().write_at(0, &word.to_ne_bytes())?;
-        let remote = Remote { addr: self.region.remote().addr + offset, rkey: self.region.rkey() };
         let local = [self.source.slice(0, 8)?];
-        self.qp.write(1, &local, remote, SendFlags::SIGNALED)?;
+        self.qp.write(1, &local, self.remote(offset), SendFlags::SIGNALED)?;
+        self.done(&format!("a write to {offset:#x}"))?;
+        Ok(word)
+    }
+
+    /// The device reads the word at an offset of the region, which must succeed.
+    pub fn read(&mut self, offset: u64) -> Result<u64> {
+        let local = [self.source.slice(8, 8)?];
+        self.qp.read(1, &local, self.remote(offset), SendFlags::SIGNALED)?;
+        self.done(&format!("a read of {offset:#x}"))?;
+        let mut word = [0; 8];
+        self.source.memory().read_at(8, &mut word)?;
+        Ok(u64::from_ne_bytes(word))
+    }
+
+    fn remote(&self, offset: u64) -> Remote {
+        Remote { addr: self.region.remote().addr + offset, rkey: self.region.rkey() }
+    }
+
+    fn done(&mut self, what: &str) -> Result<()> {
         self.qp.ring_sends();
         let mut done = [Completion::default()];
         let start = Instant::now();
         while self.cq.poll(&mut done)? == 0 {
-            ensure!(start.elapsed() < PATIENCE, "a write to {offset:#x} never completed");
+            ensure!(start.elapsed() < PATIENCE, "{what} never completed");
             std::thread::yield_now();
         }
-        ensure!(done[0].is_success(), "a write to {offset:#x}: {:?}", done[0].status);
-        Ok(word)
+        ensure!(done[0].is_success(), "{what}: {:?}", done[0].status);
+        Ok(())
     }
 
     /// The next events are of these kinds and in this order, each about `part` and of the cause;
@@ -139,6 +173,42 @@ impl Stage {
                 return Ok(());
             }
         }
+    }
+
+    /// Events of these kinds are told in this order, each about `part`, and all breaks that are told
+    /// meanwhile are of this cause.
+    pub fn told_among(&self, kinds: &[EventKind], cause: &str, part: Part) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        for kind in kinds {
+            loop {
+                let left = until.saturating_duration_since(Instant::now());
+                let Some(event) = self.events.next_within(left) else {
+                    bail!("'{kind}' was not told of {part}");
+                };
+                let known = event.cause.name() == cause || event.kind == EventKind::Restored;
+                ensure!(known, "no {cause}, but {event:?}");
+                let inside = event.part.start <= part.start && part.end <= event.part.end;
+                if event.kind == *kind && inside {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is told until nothing is for a while is the rest of something of this cause: a look in the
+    /// middle of an operation makes two breaks of one.
+    pub fn nothing_told_but(&self, cause: &str) -> Result<()> {
+        for _ in 0..6 {
+            match self.events.next_within(SILENCE) {
+                None => return Ok(()),
+                Some(event) => {
+                    let name = event.cause.name();
+                    ensure!(name == cause, "nothing was taken away, and told was {event:?}");
+                }
+            }
+        }
+        bail!("'{cause}' is told over and over")
     }
 
     /// Nothing breaks for a while.
