@@ -40,7 +40,7 @@ pub struct Baseline {
     pub cache_line_ns: Option<f64>,
     /// Speed of a plain copy (`bw`).
     pub memcpy_gbit_per_s: Option<f64>,
-    /// What the core does to a thread that only looks at the clock (`lat`).
+    /// What the core does to a thread that only looks at the clock.
     pub jitter: Option<Jitter>,
     /// What the measuring costs (`lat`).
     pub overhead: Option<Overhead>,
@@ -49,15 +49,14 @@ pub struct Baseline {
 impl Baseline {
     /// Measures what matters to the plan. Do it before the NIC starts, which would be in the way.
     pub fn measure(plan: &Plan, clock: &Clock, placement: Placement) -> anyhow::Result<Self> {
-        let mut baseline = Self::default();
+        let time = (plan.duration().unwrap_or_default() / 8).clamp(JITTER.0, JITTER.1);
+        let jitter = Some(Jitter::measure(clock, placement.bench, time)?);
+        let mut baseline = Self { jitter, ..Self::default() };
         match plan.mode {
             Mode::Lat => {
                 if let (Some(bench), Some(nic)) = (placement.bench, placement.nic) {
                     baseline.cache_line_ns = cache_line_ping_pong(clock, (bench, nic))?;
                 }
-                let time = plan.duration().unwrap_or_default() / 8;
-                let time = time.clamp(JITTER.0, JITTER.1);
-                baseline.jitter = Some(Jitter::measure(clock, placement.bench, time)?);
                 baseline.overhead = Some(overhead(clock, placement.bench)?);
             }
             Mode::Bw => {

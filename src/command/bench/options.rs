@@ -45,6 +45,9 @@ Latency of write and send is half of a round trip: one side writes, the other se
 change and writes back. Latency of read, cas and faa is from posting to completion. With --rate it
 is the whole round trip, from the time at which it was meant to start.
 
+Each result stands beside what the measuring thread's processor does to a thread that only reads the
+clock, which is looked at for an eighth of the time before the NIC starts (0.1 s to 2 s).
+
 A device that carries out only SEND and RECV (QEMU 7.2's own pvrdma) can be measured with send.";
 
 /// Arguments of `holdfast bench`.

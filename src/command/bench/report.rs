@@ -118,7 +118,7 @@ pub struct Run {
     /// `gbit_per_s` in percent of that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent_of_memcpy: Option<f64>,
-    /// What the core alone does to a thread (`lat`).
+    /// What the core alone does to a thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Jitter>,
     /// What costs latency on the measuring thread's processor, of the list of `holdfast cores`.

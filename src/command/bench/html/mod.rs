@@ -239,10 +239,14 @@ fn about(html: &mut String, run: &Run, report: &Report) {
     if let Some(jitter) = &run.jitter {
         row("the core alone was away for up to", human_ns(jitter.longest_ns));
         row("and lost", format!("{:.3} % of the time", jitter.lost_percent));
-        let reached = run.more.as_ref().map(|more| more.reached.as_slice()).unwrap_or_default();
-        for ((ns, alone), (_, here)) in jitter.steps().iter().zip(reached) {
-            let name = format!("{} and more, a second: core alone / operations", human_ns(*ns));
-            row(&name, format!("{alone:.1} / {here:.1}"));
+        for (at, (ns, alone)) in jitter.steps().iter().enumerate() {
+            let name = format!("{} and more, a second: core alone", human_ns(*ns));
+            match run.more.as_ref().and_then(|more| more.reached.get(at)) {
+                Some((_, here)) => {
+                    row(&format!("{name} / operations"), format!("{alone:.1} / {here:.1}"));
+                }
+                None => row(&name, format!("{alone:.1}")),
+            }
         }
     }
     let d = &run.disturbance;
