@@ -140,7 +140,8 @@ pub struct BenchOptions {
     #[arg(long)]
     pub lock_memory: bool,
 
-    /// Write a report for the browser to this file
+    /// Write a report for the browser to this file: all figures, and plots of the latencies, or of
+    /// bandwidth and rate, over time
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 

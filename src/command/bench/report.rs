@@ -11,6 +11,7 @@ use super::disturbance::Disturbance;
 use super::latency::null::Overhead;
 use super::measure::Measured;
 use super::plan::{Mode, Operation, Pace, Plan};
+use super::throughput::progress::OverTime;
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
 use crate::command::cores::{self, Verdict};
@@ -83,6 +84,9 @@ pub struct Run {
     /// Throughput (`bw`, `rate`).
     #[serde(flatten)]
     pub throughput: Option<Throughput>,
+    /// That as it went (`bw`, `rate`).
+    #[serde(flatten)]
+    pub over_time: Option<OverTime>,
     /// Measured time in seconds.
     pub seconds: f64,
     /// When it began, in seconds since the report's `started`.
@@ -224,6 +228,7 @@ impl Run {
             latency,
             more,
             throughput,
+            over_time: measured.over_time.clone().filter(|_| here),
             seconds: measured.seconds,
             began_s,
             depth: plan.depth,
@@ -313,6 +318,7 @@ pub mod tests {
                 nodes: vec![0],
             }),
             poll_loop: None,
+            over_time: None,
             elsewhere: false,
             failed: None,
         };

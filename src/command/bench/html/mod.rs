@@ -152,6 +152,11 @@ fn one(html: &mut String, run: &Run, report: &Report) {
     match (&run.latency, &run.more) {
         (Some(p), Some(more)) => latency(html, run, p, more),
         _ if run.measured_nothing() => *html += plots::NOTHING,
+        _ if run.over_time.is_some() => {
+            *html += "<div class=\"card\"><h3>Throughput over time</h3>";
+            *html += &plots::throughput(run);
+            *html += "</div>";
+        }
         _ => {}
     }
     about(html, run, report);

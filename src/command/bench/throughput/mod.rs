@@ -8,6 +8,8 @@ use holdfast::cores::{PollLoop, Step};
 use holdfast::stats::{Lane, TurnCounts};
 use holdfast::{Completion, CompletionQueue, QueuePair, Remote, SendFlags, Slice};
 
+pub mod progress;
+
 use super::layout::Layout;
 use super::measure::errors_of;
 use super::mix::Mix;
@@ -16,12 +18,13 @@ use crate::command::clock::{Clock, Time as _};
 use crate::command::endpoints::{End, Session, succeeded};
 use crate::command::patience::Patience;
 use crate::command::{interrupt, live};
+use progress::{OverTime, Progress};
 
 /// Turns of the loop between two looks at the clock.
 const CLOCK_INTERVAL: u32 = 64;
 
 /// What a run came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Run {
     /// Operations, of both directions where both ends are here.
     pub iters: u64,
@@ -31,15 +34,19 @@ pub struct Run {
     pub errors: u64,
     /// What the poll loop has counted.
     pub counts: TurnCounts,
+    /// The run as it went.
+    pub over_time: OverTime,
 }
 
-/// Runs the loop of the operation; each sending end does as many operations as `stop` says.
+/// Runs the loop of the operation; each sending end does as many operations as `stop` says. What is
+/// done by when goes into `progress`.
 pub fn run(
     session: &mut Session,
     plan: &Plan,
     layout: Layout,
     clock: &Clock,
     stop: Stop,
+    mut progress: Progress,
 ) -> anyhow::Result<Run> {
     let watch = session.watch();
     let both = plan.bidirectional;
@@ -54,20 +61,17 @@ pub fn run(
     }
     let before = poll.counts();
     let started = clock.ticks();
-    let errors = errors_of(turns(&mut poll, &mut sides, watch, clock, stop))?;
-    let seconds = clock.ns(clock.ticks().wrapping_sub(started)) / 1e9;
+    let errors = errors_of(turns(&mut poll, &mut sides, watch, clock, stop, &mut progress))?;
+    let ticks = clock.ticks().wrapping_sub(started);
     let after = poll.counts();
     let counts = TurnCounts {
         turns: after.turns - before.turns,
         empty_turns: after.empty_turns - before.empty_turns,
         completions: after.completions - before.completions,
     };
-    let sides = &sides.all;
-    let completed = |side: &Side<'_>| side.sending.as_ref().map(|sending| sending.completed);
-    let received = || sides.iter().filter_map(|s| s.receiving.as_ref()).map(|r| r.received).sum();
-    let sent: Vec<u64> = sides.iter().filter_map(completed).collect();
-    let iters = if sent.is_empty() { received() } else { sent.iter().sum() };
-    Ok(Run { iters, seconds, errors, counts })
+    let iters = sides.done();
+    let over_time = progress.finish(ticks, iters, clock.ns_per_tick(), plan.size);
+    Ok(Run { iters, seconds: clock.ns(ticks) / 1e9, errors, counts, over_time })
 }
 
 /// Turn after turn of both ends, until it is enough or a request fails.
@@ -78,6 +82,7 @@ fn turns(
     mut watch: Patience,
     clock: &Clock,
     stop: Stop,
+    over_time: &mut Progress,
 ) -> anyhow::Result<()> {
     let (mut goal, deadline) = match stop {
         Stop::Iterations(iters) => (iters, u64::MAX),
@@ -107,8 +112,9 @@ fn turns(
         until_clock -= 1;
         if until_clock == 0 {
             until_clock = CLOCK_INTERVAL;
-            let over = clock.ticks().wrapping_sub(started) >= deadline;
-            if over || interrupt::requested() {
+            let since = clock.ticks().wrapping_sub(started);
+            over_time.seen(since, sides.done());
+            if since >= deadline || interrupt::requested() {
                 // What is posted is still waited for.
                 let posted = sides.all.iter().filter_map(|side| side.sending.as_ref());
                 match posted.map(|sending| sending.posted).max() {
@@ -241,6 +247,19 @@ impl<'a> Sides<'a> {
         }
         self.all.push(this);
         Ok(())
+    }
+
+    /// Operations that are done: of all who send, or of those who only receive.
+    #[inline]
+    fn done(&self) -> u64 {
+        let (mut sent, mut received, mut sends) = (0, 0, false);
+        for side in &self.all {
+            if let Some(sending) = &side.sending {
+                (sends, sent) = (true, sent + sending.completed);
+            }
+            received += side.receiving.as_ref().map_or(0, |receiving| receiving.received);
+        }
+        if sends { sent } else { received }
     }
 
     /// A completion of the queue of that number.
