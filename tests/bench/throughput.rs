@@ -100,3 +100,22 @@ fn a_stall_of_the_nic_is_where_it_was() {
     assert!(still >= STALL.as_secs_f64(), "still for {still} s: {counts:?}");
     assert!(counts.iter().filter(|count| **count > 0).count() > 20, "{counts:?}");
 }
+
+#[test]
+fn throughput_stands_beside_the_most_that_the_tool_could_measure() {
+    for args in MODES {
+        let run = run(args);
+        let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{run}"));
+        let most = number(&run["overhead"]["highest_mops"]);
+        let each = number(&run["overhead"]["per_operation_ns"]);
+        assert!((most * each / 1e3 - 1.0).abs() < 1e-9 && most > number(&run["mops"]), "{run}");
+        let (table, html) = forms(args);
+        let line = table.lines().find(|line| line.starts_with("  measuring")).expect(&table);
+        for words in ["ns a message is the tool's own, so it can measure up to", " million/s"] {
+            assert!(line.contains(words), "{line}");
+        }
+        for words in ["the tool's time for each message", "which lets it measure up to"] {
+            assert!(html.contains(words), "{words} is missing");
+        }
+    }
+}

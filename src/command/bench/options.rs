@@ -46,7 +46,9 @@ change and writes back. Latency of read, cas and faa is from posting to completi
 is the whole round trip, from the time at which it was meant to start.
 
 Each result stands beside what the measuring thread's processor does to a thread that only reads the
-clock, which is looked at for an eighth of the time before the NIC starts (0.1 s to 2 s).
+clock, which is looked at for an eighth of the time before the NIC starts (0.1 s to 2 s), and beside
+what the measuring itself costs, from the same loop on a device that is done at once: for bw and rate
+that is also the highest rate that could be measured.
 
 A device that carries out only SEND and RECV (QEMU 7.2's own pvrdma) can be measured with send.";
 

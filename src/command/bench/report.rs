@@ -8,8 +8,8 @@ use super::BenchOptions;
 use super::baseline::Baseline;
 use super::details::LatencyDetails;
 use super::disturbance::Disturbance;
-use super::latency::null::Overhead;
 use super::measure::Measured;
+use super::overhead::Overhead;
 use super::plan::{Mode, Operation, Pace, Plan};
 use super::throughput::progress::OverTime;
 use crate::command::affinity::Placement;
@@ -138,7 +138,7 @@ pub struct Run {
     pub poll_loop: Option<TurnCounts>,
     /// What disturbed the measuring thread meanwhile.
     pub disturbance: Disturbance,
-    /// What the measuring itself costs, measured on a null device (`lat`).
+    /// What the measuring itself costs, measured on a null device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Overhead>,
     /// Whether the run was cut short by a signal.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::details::LatencyDetails;
+use super::overhead::Overhead;
 use super::plan::Mode;
 use super::report::{ClockFacts, Run};
 use super::throughput::progress::OverTime;
@@ -41,16 +42,9 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
     }
     blame_rows(&mut row, run);
     if let Some(overhead) = &run.overhead {
-        row(
-            "measuring",
-            format!(
-                "{} of each is the tool's own, {} from one to the next; a clock reading ({}) {}",
-                human_ns(overhead.in_each_latency_ns),
-                human_ns(overhead.per_operation_ns),
-                clock.name,
-                human_ns(clock.reading_ns),
-            ),
-        );
+        let reading = human_ns(clock.reading_ns);
+        let cost = overhead_text(overhead);
+        row("measuring", format!("{cost}; a clock reading ({}) {reading}", clock.name));
     }
     let cpu = |cpu: Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
     let on_node = run.cpu_node.map(|node| format!(" (node {node})")).unwrap_or_default();
@@ -113,6 +107,21 @@ fn headline(run: &Run) -> String {
         run.device,
         run.region_kind
     )
+}
+
+fn overhead_text(overhead: &Overhead) -> String {
+    match overhead {
+        Overhead::Latency(cost) => format!(
+            "{} of each is the tool's own, {} from one to the next",
+            human_ns(cost.in_each_latency_ns),
+            human_ns(cost.per_operation_ns)
+        ),
+        Overhead::Throughput(cost) => format!(
+            "{} a message is the tool's own, so it can measure up to {:.1} million/s",
+            human_ns(cost.per_operation_ns),
+            cost.highest_mops
+        ),
+    }
 }
 
 /// Between what a run's throughput went to and fro.

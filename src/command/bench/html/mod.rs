@@ -7,6 +7,7 @@ mod plots;
 use std::fmt::Write as _;
 
 use super::details::LatencyDetails;
+use super::overhead::Overhead;
 use super::report::{Report, Run};
 use crate::command::histogram::{Figure, Percentiles, UNSAMPLED, human_bytes, human_ns};
 
@@ -263,9 +264,16 @@ fn about(html: &mut String, run: &Run, report: &Report) {
     for (name, count) in &d.interrupts {
         row(&format!("interrupts: {name}"), count.to_string());
     }
-    if let Some(overhead) = &run.overhead {
-        row("of each latency, the tool's own", human_ns(overhead.in_each_latency_ns));
-        row("the tool's time from one operation to the next", human_ns(overhead.per_operation_ns));
+    match &run.overhead {
+        Some(Overhead::Latency(cost)) => {
+            row("of each latency, the tool's own", human_ns(cost.in_each_latency_ns));
+            row("the tool's time from one operation to the next", human_ns(cost.per_operation_ns));
+        }
+        Some(Overhead::Throughput(cost)) => {
+            row("the tool's time for each message", human_ns(cost.per_operation_ns));
+            row("which lets it measure up to", format!("{:.1} million/s", cost.highest_mops));
+        }
+        None => {}
     }
     row(
         &format!("one reading of the clock ({})", report.clock.name),
