@@ -106,6 +106,11 @@ impl EndpointOptions {
         Self { device, server: None, connect: None, timeout }
     }
 
+    /// Which ends are in this process: the active one, and the passive one.
+    pub fn here(&self) -> (bool, bool) {
+        (self.server.is_none(), self.server.is_some() || self.connect.is_none())
+    }
+
     /// Refuses what cannot work.
     pub fn check(&self) -> anyhow::Result<()> {
         let devices = &self.device.devices;

@@ -4,6 +4,7 @@
 mod results;
 #[path = "../support/mod.rs"]
 mod support;
+mod throughput;
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;

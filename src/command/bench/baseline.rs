@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use holdfast::cores::pin;
 
-use super::latency::null::{self, Overhead};
 use super::layout::Layout;
+use super::overhead::Overhead;
 use super::plan::{Mode, Plan};
 use crate::command::affinity::Placement;
 use crate::command::clock::{Clock, Time as _};
@@ -40,25 +40,30 @@ pub struct Baseline {
     pub cache_line_ns: Option<f64>,
     /// Speed of a plain copy (`bw`).
     pub memcpy_gbit_per_s: Option<f64>,
-    /// What the core does to a thread that only looks at the clock (`lat`).
+    /// What the core does to a thread that only looks at the clock.
     pub jitter: Option<Jitter>,
-    /// What the measuring costs (`lat`).
+    /// What the measuring costs.
     pub overhead: Option<Overhead>,
 }
 
 impl Baseline {
     /// Measures what matters to the plan. Do it before the NIC starts, which would be in the way.
-    pub fn measure(plan: &Plan, clock: &Clock, placement: Placement) -> anyhow::Result<Self> {
-        let mut baseline = Self::default();
+    /// `here` says which ends are in this process: the active one, and the passive one.
+    pub fn measure(
+        plan: &Plan,
+        here: (bool, bool),
+        clock: &Clock,
+        placement: Placement,
+    ) -> anyhow::Result<Self> {
+        let time = (plan.duration().unwrap_or_default() / 8).clamp(JITTER.0, JITTER.1);
+        let jitter = Some(Jitter::measure(clock, placement.bench, time)?);
+        let overhead = Overhead::measure(plan, here, clock, placement.bench)?;
+        let mut baseline = Self { jitter, overhead, ..Self::default() };
         match plan.mode {
             Mode::Lat => {
                 if let (Some(bench), Some(nic)) = (placement.bench, placement.nic) {
                     baseline.cache_line_ns = cache_line_ping_pong(clock, (bench, nic))?;
                 }
-                let time = plan.duration().unwrap_or_default() / 8;
-                let time = time.clamp(JITTER.0, JITTER.1);
-                baseline.jitter = Some(Jitter::measure(clock, placement.bench, time)?);
-                baseline.overhead = Some(overhead(clock, placement.bench)?);
             }
             Mode::Bw => {
                 let layout = Layout::new(plan);
@@ -69,17 +74,6 @@ impl Baseline {
         }
         Ok(baseline)
     }
-}
-
-/// The null device, on a thread of its own: the NIC's process would inherit this one's processor.
-fn overhead(clock: &Clock, cpu: Option<usize>) -> anyhow::Result<Overhead> {
-    std::thread::scope(|scope| {
-        let measuring = scope.spawn(|| {
-            let _pinned = cpu.map(pin).transpose()?;
-            null::overhead(clock)
-        });
-        measuring.join().map_err(|_| anyhow::anyhow!("the thread of the null device panicked"))?
-    })
 }
 
 /// A cache line of its own.

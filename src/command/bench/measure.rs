@@ -12,9 +12,10 @@ use super::latency::phases::Phases;
 use super::latency::{self, Recording, Timed};
 use super::layout::Layout;
 use super::plan::{Mode, Operation, Pace, Plan, Stop};
+use super::throughput::progress::{OverTime, Progress};
 use super::{payload, throughput};
 use crate::command::affinity::Placement;
-use crate::command::clock::Clock;
+use crate::command::clock::{Clock, Time as _};
 use crate::command::endpoints::{End, EndpointOptions, Session, Shape, failures};
 use crate::command::interrupt;
 
@@ -54,6 +55,8 @@ pub struct Measured {
     pub rings: Option<RingMemory>,
     /// What the poll loop has counted (`bw`, `rate`).
     pub poll_loop: Option<TurnCounts>,
+    /// The run as it went (`bw`, `rate`).
+    pub over_time: Option<OverTime>,
     /// Whether the other process has the result.
     pub elsewhere: bool,
     /// What went wrong after the measurement, which counts all the same.
@@ -113,6 +116,7 @@ fn run(
         cpu_node: session.core.node(),
         rings: session.ring_memory(),
         poll_loop: None,
+        over_time: None,
         elsewhere: session.active.is_none() && !plan.bidirectional,
         failed: None,
     };
@@ -128,8 +132,8 @@ fn run(
     }
     let counted = plan.both_work() && session.exchange.is_some();
     session.line_up("ready", Duration::ZERO)?;
-    let recording = self::recording(plan, clock, WARM_UP);
-    let warm = Loop::run(session, plan, layout, clock, warm_up(plan, counted), recording)?;
+    let records = Records::new(plan, clock, WARM_UP);
+    let warm = Loop::run(session, plan, layout, clock, warm_up(plan, counted), records)?;
     if warm.errors > 0 {
         return Ok(Measured { errors: warm.errors, ..measured });
     }
@@ -141,11 +145,11 @@ fn run(
         stop => stop,
     };
     let expected = plan.duration().unwrap_or_else(|| warm.expected(plan.stop));
-    let recording = self::recording(plan, clock, expected);
+    let records = Records::new(plan, clock, expected);
     session.line_up("start", Duration::ZERO)?;
     let before = Counters::read(cpu);
     measured.began = Instant::now();
-    let done = Loop::run(session, plan, layout, clock, stop, recording)?;
+    let done = Loop::run(session, plan, layout, clock, stop, records)?;
     measured.disturbance = before.until(&Counters::read(cpu));
     (measured.iters, measured.seconds, measured.errors) = (done.iters, done.seconds, done.errors);
     if done.errors == 0 && !interrupt::requested() {
@@ -155,6 +159,7 @@ fn run(
         measured.failed = looked.err().filter(|_| !interrupt::requested());
     }
     (measured.timed, measured.poll_loop) = (done.timed, done.poll_loop);
+    measured.over_time = done.over_time;
     Ok(measured)
 }
 
@@ -184,8 +189,20 @@ pub fn errors_of(ended: anyhow::Result<()>) -> anyhow::Result<u64> {
     }
 }
 
-fn recording(plan: &Plan, clock: &Clock, expected: Duration) -> Option<Recording> {
-    (plan.mode == Mode::Lat).then(|| Recording::new(plan, clock, expected))
+/// What a loop of either kind writes into, taken before it runs.
+enum Records {
+    Latency(Recording),
+    Throughput(Progress),
+}
+
+impl Records {
+    /// For a run of about this long.
+    fn new(plan: &Plan, clock: &Clock, expected: Duration) -> Self {
+        match plan.mode {
+            Mode::Lat => Self::Latency(Recording::new(plan, clock, expected)),
+            Mode::Bw | Mode::Rate => Self::Throughput(Progress::new(clock.ticks_of(expected))),
+        }
+    }
 }
 
 /// How many operations to take apart: both sides must come to the same number.
@@ -217,6 +234,7 @@ struct Loop {
     errors: u64,
     timed: Option<Timed>,
     poll_loop: Option<TurnCounts>,
+    over_time: Option<OverTime>,
 }
 
 impl Loop {
@@ -226,18 +244,20 @@ impl Loop {
         layout: Layout,
         clock: &Clock,
         stop: Stop,
-        recording: Option<Recording>,
+        records: Records,
     ) -> anyhow::Result<Self> {
-        Ok(match recording {
-            Some(recording) => {
+        Ok(match records {
+            Records::Latency(recording) => {
                 let run = latency::run(session, plan, layout, clock, stop, recording)?;
                 let latency::Run { iters, seconds, errors, timed } = run;
-                Self { iters, seconds, errors, timed: Some(timed), poll_loop: None }
+                let timed = Some(timed);
+                Self { iters, seconds, errors, timed, poll_loop: None, over_time: None }
             }
-            None => {
-                let run = throughput::run(session, plan, layout, clock, stop)?;
-                let throughput::Run { iters, seconds, errors, counts } = run;
-                Self { iters, seconds, errors, timed: None, poll_loop: Some(counts) }
+            Records::Throughput(progress) => {
+                let run = throughput::run(session, plan, layout, clock, stop, progress)?;
+                let throughput::Run { iters, seconds, errors, counts, over_time } = run;
+                let (poll_loop, over_time) = (Some(counts), Some(over_time));
+                Self { iters, seconds, errors, timed: None, poll_loop, over_time }
             }
         })
     }

@@ -17,6 +17,7 @@ mod layout;
 mod measure;
 mod mix;
 mod options;
+mod overhead;
 mod payload;
 mod perftest;
 mod plan;
@@ -136,7 +137,7 @@ fn one(
     log: Option<&mut Log>,
 ) -> anyhow::Result<(Run, Option<anyhow::Error>)> {
     // Before the NIC starts: it would be in the way.
-    let baseline = Baseline::measure(plan, clock, placement)?;
+    let baseline = Baseline::measure(plan, options.endpoints.here(), clock, placement)?;
     let mut measured =
         measure::measure(&options.endpoints, placement, &options.region, plan, clock)?;
     let began = measured.began.saturating_duration_since(start).as_secs_f64();

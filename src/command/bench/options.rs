@@ -45,6 +45,11 @@ Latency of write and send is half of a round trip: one side writes, the other se
 change and writes back. Latency of read, cas and faa is from posting to completion. With --rate it
 is the whole round trip, from the time at which it was meant to start.
 
+Each result stands beside what the measuring thread's processor does to a thread that only reads the
+clock, which is looked at for an eighth of the time before the NIC starts (0.1 s to 2 s), and beside
+what the measuring itself costs, from the same loop on a device that is done at once: for bw and rate
+that is also the highest rate that could be measured.
+
 A device that carries out only SEND and RECV (QEMU 7.2's own pvrdma) can be measured with send.";
 
 /// Arguments of `holdfast bench`.
@@ -137,7 +142,8 @@ pub struct BenchOptions {
     #[arg(long)]
     pub lock_memory: bool,
 
-    /// Write a report for the browser to this file
+    /// Write a report for the browser to this file: all figures, and plots of the latencies, or of
+    /// bandwidth and rate, over time
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 

@@ -8,9 +8,10 @@ use super::BenchOptions;
 use super::baseline::Baseline;
 use super::details::LatencyDetails;
 use super::disturbance::Disturbance;
-use super::latency::null::Overhead;
 use super::measure::Measured;
+use super::overhead::Overhead;
 use super::plan::{Mode, Operation, Pace, Plan};
+use super::throughput::progress::OverTime;
 use crate::command::affinity::Placement;
 use crate::command::clock::Clock;
 use crate::command::cores::{self, Verdict};
@@ -83,6 +84,9 @@ pub struct Run {
     /// Throughput (`bw`, `rate`).
     #[serde(flatten)]
     pub throughput: Option<Throughput>,
+    /// That as it went (`bw`, `rate`).
+    #[serde(flatten)]
+    pub over_time: Option<OverTime>,
     /// Measured time in seconds.
     pub seconds: f64,
     /// When it began, in seconds since the report's `started`.
@@ -118,7 +122,7 @@ pub struct Run {
     /// `gbit_per_s` in percent of that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent_of_memcpy: Option<f64>,
-    /// What the core alone does to a thread (`lat`).
+    /// What the core alone does to a thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Jitter>,
     /// What costs latency on the measuring thread's processor, of the list of `holdfast cores`.
@@ -134,7 +138,7 @@ pub struct Run {
     pub poll_loop: Option<TurnCounts>,
     /// What disturbed the measuring thread meanwhile.
     pub disturbance: Disturbance,
-    /// What the measuring itself costs, measured on a null device (`lat`).
+    /// What the measuring itself costs, measured on a null device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Overhead>,
     /// Whether the run was cut short by a signal.
@@ -224,6 +228,7 @@ impl Run {
             latency,
             more,
             throughput,
+            over_time: measured.over_time.clone().filter(|_| here),
             seconds: measured.seconds,
             began_s,
             depth: plan.depth,
@@ -313,6 +318,7 @@ pub mod tests {
                 nodes: vec![0],
             }),
             poll_loop: None,
+            over_time: None,
             elsewhere: false,
             failed: None,
         };

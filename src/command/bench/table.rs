@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use super::details::LatencyDetails;
+use super::overhead::Overhead;
+use super::plan::Mode;
 use super::report::{ClockFacts, Run};
+use super::throughput::progress::OverTime;
 use crate::command::histogram::{Percentiles, UNSAMPLED, human_bytes, human_ns};
 use crate::command::machine::Machine;
 
@@ -25,6 +28,9 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
     if let Some(t) = run.throughput.as_ref().filter(|_| run.iters > 0) {
         row("bandwidth", format!("{:.2} Gbit/s", t.gbit_per_s));
         row("rate", format!("{:.3} million operations/s", t.mops));
+        if let Some(over_time) = &run.over_time {
+            over_time_row(&mut row, run.mode, over_time);
+        }
     }
     if let Some(line) = run.cache_line_ping_pong_ns {
         let ratio = run.ratio_to_ping_pong.map(|ratio| format!("; p50 is {ratio:.2} of it"));
@@ -36,16 +42,9 @@ pub fn draw(run: &Run, clock: &ClockFacts, machine: &Machine) -> String {
     }
     blame_rows(&mut row, run);
     if let Some(overhead) = &run.overhead {
-        row(
-            "measuring",
-            format!(
-                "{} of each is the tool's own, {} from one to the next; a clock reading ({}) {}",
-                human_ns(overhead.in_each_latency_ns),
-                human_ns(overhead.per_operation_ns),
-                clock.name,
-                human_ns(clock.reading_ns),
-            ),
-        );
+        let reading = human_ns(clock.reading_ns);
+        let cost = overhead_text(overhead);
+        row("measuring", format!("{cost}; a clock reading ({}) {reading}", clock.name));
     }
     let cpu = |cpu: Option<usize>| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
     let on_node = run.cpu_node.map(|node| format!(" (node {node})")).unwrap_or_default();
@@ -108,6 +107,37 @@ fn headline(run: &Run) -> String {
         run.device,
         run.region_kind
     )
+}
+
+fn overhead_text(overhead: &Overhead) -> String {
+    match overhead {
+        Overhead::Latency(cost) => format!(
+            "{} of each is the tool's own, {} from one to the next",
+            human_ns(cost.in_each_latency_ns),
+            human_ns(cost.per_operation_ns)
+        ),
+        Overhead::Throughput(cost) => format!(
+            "{} a message is the tool's own, so it can measure up to {:.1} million/s",
+            human_ns(cost.per_operation_ns),
+            cost.highest_mops
+        ),
+    }
+}
+
+/// Between what a run's throughput went to and fro.
+fn over_time_row(row: &mut impl FnMut(&str, String), mode: Mode, over_time: &OverTime) {
+    let slice = human_ns(over_time.slice_s * 1e9);
+    let text = match mode {
+        Mode::Bw => over_time
+            .range(|t| t.gbit_per_s)
+            .map(|(low, high)| format!("{low:.2} to {high:.2} Gbit/s")),
+        _ => over_time
+            .range(|t| t.mops)
+            .map(|(low, high)| format!("{low:.3} to {high:.3} million operations/s")),
+    };
+    if let Some(text) = text {
+        row("over time", format!("{text} in slices of {slice}"));
+    }
 }
 
 fn latency_rows(row: &mut impl FnMut(&str, String), p: &Percentiles, more: &LatencyDetails) {

@@ -134,8 +134,8 @@ pub fn latency_axis(label: &str, low: f64, high: f64, human: impl Fn(f64) -> Str
     Axis { label: label.to_owned(), from: from.log10(), to: to.log10(), ticks }
 }
 
-/// An axis from 0 to `to` seconds, marked at round times.
-pub fn time_axis(label: &str, to: f64) -> Axis {
+/// An axis from 0 to `to`, marked at round places.
+pub fn linear_axis(label: &str, to: f64) -> Axis {
     let to = if to > 0.0 { to } else { 1.0 };
     let rough = to / 8.0;
     let power = 10_f64.powf(rough.log10().floor());
@@ -164,9 +164,9 @@ mod tests {
         assert_eq!(texts(&axis).len(), 7, "powers of ten alone: {:?}", texts(&axis));
         let axis = latency_axis("", f64::MAX, 0.0, |ns| format!("{ns:.0}"));
         assert!(texts(&axis).len() < 20 && axis.from < axis.to, "of nothing: {axis:?}");
-        let axis = time_axis("", 2.0);
+        let axis = linear_axis("", 2.0);
         assert_eq!(texts(&axis), ["0.0", "0.5", "1.0", "1.5", "2.0"]);
-        assert_eq!(texts(&time_axis("", 0.013)).last(), Some(&"0.012"));
+        assert_eq!(texts(&linear_axis("", 0.013)).last(), Some(&"0.012"));
     }
 
     #[test]

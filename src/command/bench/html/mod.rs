@@ -7,6 +7,7 @@ mod plots;
 use std::fmt::Write as _;
 
 use super::details::LatencyDetails;
+use super::overhead::Overhead;
 use super::report::{Report, Run};
 use crate::command::histogram::{Figure, Percentiles, UNSAMPLED, human_bytes, human_ns};
 
@@ -152,6 +153,11 @@ fn one(html: &mut String, run: &Run, report: &Report) {
     match (&run.latency, &run.more) {
         (Some(p), Some(more)) => latency(html, run, p, more),
         _ if run.measured_nothing() => *html += plots::NOTHING,
+        _ if run.over_time.is_some() => {
+            *html += "<div class=\"card\"><h3>Throughput over time</h3>";
+            *html += &plots::throughput(run);
+            *html += "</div>";
+        }
         _ => {}
     }
     about(html, run, report);
@@ -239,10 +245,14 @@ fn about(html: &mut String, run: &Run, report: &Report) {
     if let Some(jitter) = &run.jitter {
         row("the core alone was away for up to", human_ns(jitter.longest_ns));
         row("and lost", format!("{:.3} % of the time", jitter.lost_percent));
-        let reached = run.more.as_ref().map(|more| more.reached.as_slice()).unwrap_or_default();
-        for ((ns, alone), (_, here)) in jitter.steps().iter().zip(reached) {
-            let name = format!("{} and more, a second: core alone / operations", human_ns(*ns));
-            row(&name, format!("{alone:.1} / {here:.1}"));
+        for (at, (ns, alone)) in jitter.steps().iter().enumerate() {
+            let name = format!("{} and more, a second: core alone", human_ns(*ns));
+            match run.more.as_ref().and_then(|more| more.reached.get(at)) {
+                Some((_, here)) => {
+                    row(&format!("{name} / operations"), format!("{alone:.1} / {here:.1}"));
+                }
+                None => row(&name, format!("{alone:.1}")),
+            }
         }
     }
     let d = &run.disturbance;
@@ -254,9 +264,16 @@ fn about(html: &mut String, run: &Run, report: &Report) {
     for (name, count) in &d.interrupts {
         row(&format!("interrupts: {name}"), count.to_string());
     }
-    if let Some(overhead) = &run.overhead {
-        row("of each latency, the tool's own", human_ns(overhead.in_each_latency_ns));
-        row("the tool's time from one operation to the next", human_ns(overhead.per_operation_ns));
+    match &run.overhead {
+        Some(Overhead::Latency(cost)) => {
+            row("of each latency, the tool's own", human_ns(cost.in_each_latency_ns));
+            row("the tool's time from one operation to the next", human_ns(cost.per_operation_ns));
+        }
+        Some(Overhead::Throughput(cost)) => {
+            row("the tool's time for each message", human_ns(cost.per_operation_ns));
+            row("which lets it measure up to", format!("{:.1} million/s", cost.highest_mops));
+        }
+        None => {}
     }
     row(
         &format!("one reading of the clock ({})", report.clock.name),

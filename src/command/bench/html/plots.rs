@@ -6,7 +6,9 @@ use super::chart::{self, Axis, COLOURS, Series};
 use super::{escape, name};
 use crate::command::bench::details::{LatencyDetails, Slice};
 use crate::command::bench::latency::phases::Breakdown;
-use crate::command::bench::report::Run;
+use crate::command::bench::plan::Mode;
+use crate::command::bench::report::{Run, Throughput};
+use crate::command::bench::throughput::progress;
 use crate::command::histogram::human_ns;
 
 /// A curve of percentiles.
@@ -96,7 +98,7 @@ pub fn over_time(more: &LatencyDetails) -> String {
     }
     let low = slices.iter().map(|slice| slice.p50_ns).fold(f64::MAX, f64::min);
     let high = slices.iter().map(|slice| slice.max_ns).fold(0.0, f64::max);
-    let x = chart::time_axis("seconds", more.slices.len() as f64 * more.slice_s);
+    let x = chart::linear_axis("seconds", more.slices.len() as f64 * more.slice_s);
     let y = chart::latency_axis("latency", low, high, human_ns);
     let line = |name: &str, colour, at: fn(&Slice) -> f64| {
         let point = |slice: &Slice| {
@@ -114,6 +116,42 @@ pub fn over_time(more: &LatencyDetails) -> String {
         line("p50", 0, |slice| slice.p50_ns),
     ];
     chart::draw(&x, &y, &series)
+}
+
+/// Bandwidth, or the rate, of each slice of time, beside that of the whole.
+pub fn throughput(run: &Run) -> String {
+    let figures = (&run.over_time, &run.throughput);
+    let (Some(over_time), Some(whole)) = figures else { return NOTHING.to_owned() };
+    let (label, figure): (_, fn(&Throughput) -> f64) = match run.mode {
+        Mode::Bw => ("Gbit/s", |t| t.gbit_per_s),
+        _ => ("million operations/s", |t| t.mops),
+    };
+    let Some((low, high)) = over_time.range(figure) else { return NOTHING.to_owned() };
+    let (slice, end) = (over_time.slice_s, run.seconds);
+    let x = chart::linear_axis("seconds", end);
+    let y = chart::linear_axis(label, high);
+    let point = |(at, slice): (usize, &progress::Slice)| {
+        let ends = over_time.slices.get(at + 1).map_or(end, |next| next.at_s);
+        let value = figure(&slice.throughput);
+        ((slice.at_s + ends) / 2.0, value, format!("at {:.3} s: {value:.3} {label}", slice.at_s))
+    };
+    let points = over_time.slices.iter().enumerate().map(point).collect();
+    let mean = figure(whole);
+    let ends = [0.0, end].map(|at| (at, mean, format!("whole run: {mean:.3} {label}")));
+    let line = |name: &str, colour, points| Series {
+        name: name.to_owned(),
+        colour,
+        stretches: vec![points],
+    };
+    let series = [
+        line(&format!("each {}", human_ns(slice * 1e9)), 0, points),
+        line("the whole run", 1, ends.to_vec()),
+    ];
+    format!(
+        "<p class=\"soft small\">From {low:.3} to {high:.3} {label} in slices of {}.</p>{}",
+        human_ns(slice * 1e9),
+        chart::draw(&x, &y, &series)
+    )
 }
 
 /// The phases as one bar, and what each takes.
@@ -155,4 +193,42 @@ pub fn phases(phases: &Breakdown) -> String {
         at += width;
     }
     html + "</svg>"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::page;
+    use super::*;
+    use crate::command::bench::report::tests::{report, run};
+    use crate::command::bench::throughput::progress::Progress;
+
+    /// Half a second at a million operations of 1000 bytes a second, then half at three.
+    fn throughput_run(mode: Mode) -> Run {
+        let mut progress = Progress::new(1_000_000_000);
+        for ms in 0..1000 {
+            let done = (ms + 1) * if ms < 500 { 1000 } else { 3000 };
+            progress.seen(ms * 1_000_000, if ms < 500 { done } else { done - 1_000_000 });
+        }
+        let over_time = Some(progress.finish(1_000_000_000, 2_000_000, 1.0, 1000));
+        let throughput = Some(Throughput::new(2_000_000, 1000, 1.0));
+        let (latency, more) = (None, None);
+        Run { mode, latency, more, throughput, over_time, ..run(1000) }
+    }
+
+    #[test]
+    fn throughput_is_plotted_over_time_beside_its_mean() {
+        for (mode, label, high) in
+            [(Mode::Rate, "million operations/s", "3.000"), (Mode::Bw, "Gbit/s", "24.000")]
+        {
+            let html = page(&report(vec![throughput_run(mode)]));
+            assert!(html.contains("Throughput over time"), "{label}");
+            assert!(html.contains(&format!("to {high} {label} in slices of 10.0 ms")), "{label}");
+            // A line for the slices and one for the whole, and a dot for each of their points.
+            let dots = html.matches("<circle").count();
+            assert_eq!((html.matches("<polyline").count(), dots), (2, 100 + 2));
+            assert!(html.contains(&format!(": {high} {label}</title>")), "{label}");
+        }
+        let nothing = Run { over_time: None, throughput: None, ..throughput_run(Mode::Bw) };
+        assert_eq!(throughput(&nothing), NOTHING);
+    }
 }
