@@ -191,16 +191,18 @@ pub fn errors_of(ended: anyhow::Result<()>) -> anyhow::Result<u64> {
 
 /// What a loop of either kind writes into, taken before it runs.
 enum Records {
-    Latency(Recording),
-    Throughput(Progress),
+    Latency(Box<Recording>),
+    Throughput(Box<Progress>),
 }
 
 impl Records {
     /// For a run of about this long.
     fn new(plan: &Plan, clock: &Clock, expected: Duration) -> Self {
         match plan.mode {
-            Mode::Lat => Self::Latency(Recording::new(plan, clock, expected)),
-            Mode::Bw | Mode::Rate => Self::Throughput(Progress::new(clock.ticks_of(expected))),
+            Mode::Lat => Self::Latency(Box::new(Recording::new(plan, clock, expected))),
+            Mode::Bw | Mode::Rate => {
+                Self::Throughput(Box::new(Progress::new(clock.ticks_of(expected))))
+            }
         }
     }
 }
@@ -248,13 +250,13 @@ impl Loop {
     ) -> anyhow::Result<Self> {
         Ok(match records {
             Records::Latency(recording) => {
-                let run = latency::run(session, plan, layout, clock, stop, recording)?;
+                let run = latency::run(session, plan, layout, clock, stop, *recording)?;
                 let latency::Run { iters, seconds, errors, timed } = run;
                 let timed = Some(timed);
                 Self { iters, seconds, errors, timed, poll_loop: None, over_time: None }
             }
             Records::Throughput(progress) => {
-                let run = throughput::run(session, plan, layout, clock, stop, progress)?;
+                let run = throughput::run(session, plan, layout, clock, stop, *progress)?;
                 let throughput::Run { iters, seconds, errors, counts, over_time } = run;
                 let (poll_loop, over_time) = (Some(counts), Some(over_time));
                 Self { iters, seconds, errors, timed: None, poll_loop, over_time }
