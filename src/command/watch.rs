@@ -151,16 +151,15 @@ pub fn run(options: &WatchOptions) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|source| register(&pd, source, &guard, policy))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    if !options.json {
-        eprintln!("{}", guard.statement());
-        eprintln!("watching; Ctrl-C ends it");
-    }
+    eprintln!("{}", guard.statement());
+    eprintln!("watching; Ctrl-C ends it");
     let names: HashMap<RegionId, &str> =
         watched.iter().filter_map(|(name, region)| Some((region.id()?, name.as_str()))).collect();
-    tell(options, &events, &names)?;
+    let told = tell(options, &events, &names);
     for (name, region) in watched {
         region.deregister().with_context(|| format!("letting go of {name}"))?;
     }
+    told?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -188,7 +187,7 @@ fn register(
     Ok((source.to_string(), region))
 }
 
-/// Prints events until there were enough, or the command is interrupted.
+/// Prints events until there were enough; fails when the command is interrupted before.
 fn tell(
     options: &WatchOptions,
     events: &Events,
@@ -196,7 +195,8 @@ fn tell(
 ) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut left = options.events.unwrap_or(u64::MAX);
-    while left > 0 && !interrupt::requested() {
+    while left > 0 {
+        interrupt::check()?;
         let Some(event) = events.next_within(Duration::from_millis(100)) else { continue };
         let file = names.get(&event.region).copied().unwrap_or("?");
         if options.json {
