@@ -137,11 +137,8 @@ fn what_is_no_file_is_refused_with_a_reason() {
         (vec!["--policy", "drop", "data"], "hold=50ms"),
         (vec!["anon"], "is no file"),
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_holdfast"))
-            .arg("watch")
-            .args(&args)
-            .output()
-            .unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_holdfast")).arg("watch").args(&args).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && said.contains(word), "{args:?}: {said}");
         assert!(output.stdout.is_empty());
