@@ -2,7 +2,7 @@
 //! whether it reads or punches a hole; `/proc/TID/syscall` has the system call and its arguments.
 //!
 //! A thread that does not run a system call of its own (a worker of io_uring, nfsd) is in none, or
-//! in one that says nothing; what it does is unknown, and is taken for anything. So are the
+//! in somebody else's; what it does is unknown, and is taken for anything. So are the
 //! numbers of 32-bit programs.
 
 use std::fs;
@@ -55,13 +55,17 @@ impl Call {
     }
 
     fn parse(text: &str) -> Option<Self> {
+        let word = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
         let mut words = text.split_whitespace();
         let number = words.next()?.parse().ok()?;
         let mut arguments = [0; 6];
         for argument in &mut arguments {
-            *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+            *argument = word(words.next()?)?;
         }
-        Some(Self { number, arguments })
+        // A worker of io_uring shows a system call that another thread was in as it made the worker,
+        // and no stack pointer nor program counter.
+        let (stack, program) = (word(words.next()?)?, word(words.next()?)?);
+        (stack != 0 || program != 0).then_some(Self { number, arguments })
     }
 
     /// What it does to a file of `size` bytes; `is_file(n)`: whether the caller's descriptor `n` is
@@ -171,7 +175,8 @@ mod tests {
         let text = "285 0x3 0x3 0x1000 0x2000 0x0 0x7ff 0x7ffe1 0x7fab2\n";
         let punch = Call::parse(text).unwrap();
         assert_eq!(punch.arguments, [3, 3, 0x1000, 0x2000, 0, 0x7ff]);
-        for text in ["running\n", "-1 0x7ffc 0x7f11\n", "", "0 3\n"] {
+        let worker = "77 0x3 0x1000 0x0 0x0 0x0 0x0 0x0 0x0\n";
+        for text in ["running\n", "-1 0x7ffc 0x7f11\n", "", "0 3\n", worker] {
             assert_eq!(Call::parse(text), None, "{text}");
         }
     }
