@@ -120,7 +120,7 @@ impl Why {
 }
 
 /// What was announced has begun, and holds the file's lock, after this: it did not wait for a pin that
-/// was taken later still.
+/// was taken later still. One that was taken before, it waits for after as long.
 const UNDER_WAY: Duration = Duration::from_millis(50);
 
 /// How long an announcement explains what is found waiting.
@@ -243,6 +243,15 @@ impl State {
         }
     }
 
+    /// Whether what was announced then can be what is found now to wait for the pin. What was announced
+    /// before the pin was taken, and was not over by then, waits for it soon.
+    fn explains(&self, announced: Instant, found: Instant) -> bool {
+        let before = self.held_since.saturating_duration_since(announced);
+        let held = found.saturating_duration_since(self.held_since);
+        found.saturating_duration_since(announced) < FRESH
+            && (before.is_zero() || (before < UNDER_WAY && held < UNDER_WAY))
+    }
+
     /// An operation waits (or, where nothing makes it wait, has been): the first step. Regions
     /// that want time are given it, if it waits; otherwise everything goes to scrap at once.
     pub fn start_break(&mut self, mut why: Why, order: Order, publisher: &Publisher) -> Broke {
@@ -250,8 +259,7 @@ impl State {
         let announced = self.announced.take();
         if why.cause == Cause::Unknown
             && let Some(announced) = announced
-            && why.at.saturating_duration_since(announced.at) < FRESH
-            && self.held_since.saturating_duration_since(announced.at) < UNDER_WAY
+            && self.explains(announced.at, why.at)
         {
             why = Why { at: why.at, notifier: why.notifier, ..announced };
         }
@@ -538,6 +546,14 @@ mod tests {
         state.held_since = Instant::now();
         state.announce(old);
         assert_eq!(broken_by(&mut state, unknown()), Cause::Unknown);
+        // It was announced as the pin was taken: it waits for that at once, or was over.
+        for (held, explains) in [(UNDER_WAY / 2, true), (2 * UNDER_WAY, false)] {
+            state.held_since = Instant::now() - held;
+            let at = state.held_since - UNDER_WAY / 2;
+            state.announce(Why { at, ..named(Cause::PunchHole) });
+            assert_eq!(broken_by(&mut state, unknown()) == Cause::PunchHole, explains);
+        }
+        state.held_since = Instant::now();
         // The operation was told of by somebody who knew: the announcement was its own.
         state.announce(named(Cause::PunchHole));
         assert_eq!(broken_by(&mut state, named(Cause::PunchHole)), Cause::PunchHole);
